@@ -9,8 +9,9 @@ none; what it really used is settled afterwards and may leave a debt, which the 
     settle   refill, then level <- min(burst, level + reserved - actual)
 
 A prediction may be too low, and how much too low is known late: so requests that are open together each reserve
-``overrun`` times theirs (``schedulers.overrun``), and only one that is alone may run on the prediction itself. What is
-settled and reserved is then over what was refilled by no more than that one request is over its prediction.
+``overrun`` times its joules and its seconds (``schedulers.overrun``), and only one that is alone may run on the
+prediction itself. What is settled and reserved is then over what was refilled by no more than that one request is over
+its prediction.
 
 Work that nothing was reserved for (decoding) is settled against a reservation of nothing.
 
@@ -25,16 +26,19 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketLimits:
-    """A tenant's allowance: joules and engine seconds per second, and how much may be saved up.
+    """A tenant's allowance: joules and engine seconds per second, and how much may be saved up; and the most joules of
+    a day and of a month of UTC (``schedulers.spending``).
 
     Raises:
-        ValueError: a rate is negative, a burst not positive, or a number not finite.
+        ValueError: a rate is negative, a burst or a cap not positive, or a rate or a burst not finite.
     """
 
     joules_per_s: float
     joules_burst: float
     seconds_per_s: float
     seconds_burst: float
+    max_joules_per_day: float = math.inf
+    max_joules_per_month: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("joules_per_s", "seconds_per_s"):
@@ -43,6 +47,14 @@ class BucketLimits:
         for name in ("joules_burst", "seconds_burst"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; need a finite number > 0")
+        for name in ("max_joules_per_day", "max_joules_per_month"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; need a number > 0")
+
+    @property
+    def most_j(self) -> float:
+        """Joules that one request may take."""
+        return min(self.joules_burst, self.max_joules_per_day, self.max_joules_per_month)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,17 @@ class Cost:
         for name in ("joules", "seconds"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; need a finite number >= 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """How many times its predicted joules and its predicted seconds a request may take; 1 or more."""
+
+    joules: float = 1.0
+    seconds: float = 1.0
+
+
+AS_PREDICTED = Factors()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +130,21 @@ def reserve(
     return replace(state, joules=state.joules - cost.joules, seconds=state.seconds - cost.seconds), None
 
 
-def widened(state: BucketState, limits: BucketLimits, cost: Cost, overrun: float, *, is_alone: bool) -> Cost:
+def widened(
+    state: BucketState,
+    limits: BucketLimits,
+    cost: Cost,
+    overrun: Factors,
+    *,
+    is_alone: bool,
+    room_j: float = math.inf,
+) -> Cost:
     """What to reserve for a request of this cost, in a bucket that was refilled up to now. ``is_alone``: nothing else
-    that the tenant has reserved is open. A request that fits the burst fits it widened."""
+    that the tenant has reserved is open. ``room_j``: what its caps leave. A request that fits the burst and the caps
+    fits them widened."""
     return Cost(
-        _widened(cost.joules, overrun, state.joules if is_alone else limits.joules_burst),
-        _widened(cost.seconds, overrun, state.seconds if is_alone else limits.seconds_burst),
+        _widened(cost.joules, overrun.joules, min(state.joules, room_j) if is_alone else limits.most_j),
+        _widened(cost.seconds, overrun.seconds, state.seconds if is_alone else limits.seconds_burst),
     )
 
 

@@ -244,7 +244,7 @@ class BudgetInfeasible(ClientError):
 
 
 class QuotaTooSmall(ClientError):
-    """The request takes more than the tenant's bucket ever holds: it never fits, however long one waits."""
+    """The request takes more than the tenant's bucket or its cap on a day or a month ever leaves: it never fits."""
 
     code = "quota_too_small"
 
@@ -279,6 +279,12 @@ class QuotaExceeded(Overloaded):
     """The tenant's joule or second bucket does not hold enough for this request now."""
 
     code = "quota_exceeded"
+
+
+class SpendCapReached(Overloaded):
+    """The tenant has spent its joules of this day or month, or leaves too little for this request."""
+
+    code = "spend_cap_reached"
 
 
 class TooManyInFlight(Overloaded):

@@ -49,6 +49,15 @@ class TenantSettings(Section):
     burst_j: float = Field(1e7, gt=0, le=1e15, description="Size of the joule bucket, joules.")
     seconds_per_s: float = Field(1e3, gt=0, description="Refill of the compute bucket, engine seconds per second.")
     burst_s: float = Field(1e4, gt=0, le=1e15, description="Size of the compute bucket, engine seconds.")
+    max_joules_per_day: float | None = Field(
+        None,
+        gt=0,
+        le=1e15,
+        description="Joules that it may spend in a day of UTC. With a cap it is refused while Redis is away.",
+    )
+    max_joules_per_month: float | None = Field(
+        None, gt=0, le=1e15, description="Joules that it may spend in a month of UTC; as max_joules_per_day."
+    )
     weight: float = Field(
         1.0,
         ge=1e-3,

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from ray.exceptions import ActorUnavailableError, RayActorError
 
-from schedulers.admission import NOTHING, Cost
+from schedulers.admission import NOTHING, Cost, Factors
 from schedulers.elsewhere import Elsewhere
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.shared_room import Place, SharedRoom
@@ -65,7 +65,7 @@ class Fetch(Generic[T, Outcome]):
     names: Sequence[ResultName | None]
     codec: Codec[T]
     costs: Sequence[Cost]
-    overrun: float
+    overrun: Factors
     urgency: Urgency
     run: Callable[[Sequence[int], Reservation], Awaitable[Sequence[Outcome]]]
     kept: Callable[[Outcome], T | None]
@@ -133,10 +133,11 @@ class Pipeline:
         less than its share of it (``schedulers.shared_room``). ``wait_s``: what its model has to do first. ``least``
         and ``count``: what it takes, as far as that is known already.
 
-        Raises: QuotaExceeded, QuotaTooSmall: the tenant's account is empty; TooManyInFlight: too many of the tenant's
-            are here; QueueFull: too many of all are here; DeadlineExceeded: there was no room in time.
+        Raises: QuotaExceeded, QuotaTooSmall, SpendCapReached: the tenant's account is empty; AccountUnavailable: it
+            cannot be read; TooManyInFlight: too many of the tenant's are here; QueueFull: too many of all are;
+            DeadlineExceeded: there was no room in time.
         """
-        self.results.check_account(tenant, least, count)
+        await self.results.admit(tenant, least, count)
         self._check_tenant(tenant, wait_s)
         now_s = self.clock()
         place = Place(tenant, model, now_s=now_s, deadline_s=deadline_s, priority=PRIORITIES[priority])

@@ -19,10 +19,6 @@ class Spent(NamedTuple):
         """What is charged: the joules that were attributed, or those of the declared power where there are none."""
         return self if self.joules is not None else Spent(self.seconds, self.seconds * watts, ESTIMATE)
 
-    def dearest_s(self, watts: float) -> float:
-        """Seconds, or those that its joules would take at the declared power, where these are more."""
-        return max(self.seconds, (self.joules or 0.0) / watts)
-
     @property
     def attributes(self) -> dict[str, str | float]:
         """Of the span ``run``. Joules that are not known are left out, as absent attributes are."""

@@ -114,6 +114,7 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.QueueFull: _FULL,
         errors.DeadlineUnreachable: _FULL,
         errors.QuotaExceeded: _FULL,
+        errors.SpendCapReached: _FULL,
         errors.TooManyInFlight: _FULL,
         errors.TooManyJobs: _FULL,
         errors.TooManyBytes: _FULL,

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from models.contract import Shape
 from models.identity import WEIGHTS_FILE
 from models.registry import family_for
+from schedulers.admission import Cost
 from schedulers.bending import Limits, limits_of
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.retry_budget import RetryBudget
@@ -249,8 +250,8 @@ def _learn(models: Mapping[str, Mapping[str, JobModel]], job: JobRecord) -> None
     model = models.get(job.task, {}).get(job.model)
     if model is not None and job.status is JobStatus.COMPLETED:
         watts = job.predicted_j / job.predicted_s if job.predicted_s else 0.0
-        taken_s = max(job.taken.seconds, job.taken.joules / watts if watts else 0.0)
-        model.overrun.observe(job.most_s or job.predicted_s, taken_s)
+        most_s = job.most_s or job.predicted_s
+        model.overruns.observe(Cost(watts * most_s, most_s), job.taken)
 
 
 def _pings(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> dict[str, Ping]:

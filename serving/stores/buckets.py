@@ -7,7 +7,19 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass
 
-from schedulers.admission import BucketLimits, BucketState, Cost, OverBudget, full, refill, reserve, settle, widened
+from schedulers.admission import (
+    AS_PREDICTED,
+    BucketLimits,
+    BucketState,
+    Cost,
+    Factors,
+    OverBudget,
+    full,
+    refill,
+    reserve,
+    settle,
+    widened,
+)
 
 MAX_OPEN_HOLDS = 100_000
 
@@ -27,7 +39,7 @@ class LocalBuckets:
     """The buckets of this process, used while Redis is away.
 
     ``share`` is this process' part of every tenant's allowance, 1 / number of gateways: with it an outage cannot
-    multiply what a tenant may spend. Grows with the number of tenants only.
+    multiply what a tenant may spend. Caps on spending are Redis' alone. Grows with the number of tenants only.
     """
 
     def __init__(self, share: float = 1.0) -> None:
@@ -46,7 +58,7 @@ class LocalBuckets:
         self._states[tenant] = refill(levels, mine, now_s)
 
     def reserve(
-        self, tenant: str, limits: BucketLimits, cost: Cost, now_s: float, overrun: float = 1.0
+        self, tenant: str, limits: BucketLimits, cost: Cost, now_s: float, overrun: Factors = AS_PREDICTED
     ) -> Hold | OverBudget:
         """As the function of that name, widened."""
         mine = self._scaled(limits)

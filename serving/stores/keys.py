@@ -33,19 +33,21 @@ def result(tenant: str, digest: str) -> str:
 
 def bucket(tenant: str) -> str:
     """The tenant's buckets. Hash: ``joules`` and ``seconds`` left, ``at`` on the server's clock (s); ``taken_j`` and
-    ``taken_s``, all that was ever taken and not given back; ``open_j`` and ``open_s``, what the open reservations hold.
-    Never expires."""
+    ``taken_s``, all that was ever taken and not given back; ``open_j`` and ``open_s``, what the open reservations hold;
+    ``day_j`` and ``month_j``, spent or set aside in the day and the month of UTC that ``spent_at`` (s) is in. Never
+    expires."""
     return f"{PREFIX}:{_tag(tenant)}:bucket"
 
 
 def reservation(tenant: str, reservation_id: str) -> str:
-    """An open reservation. Hash: ``joules`` and ``seconds``."""
+    """An open reservation. Hash: ``joules`` and ``seconds``, and ``predicted_j``, of which they are the bound."""
     return f"{PREFIX}:{_tag(tenant)}:reservation:{reservation_id}"
 
 
 def open_reservations(tenant: str) -> str:
-    """The open reservations: id, joules and seconds, with spaces between. Sorted set, by when they expire on the
-    server's clock (s). Never expires itself: under memory pressure it must not be forgotten that others are open."""
+    """The open reservations: id, joules, seconds and predicted joules, with spaces between. Sorted set, by when they
+    expire on the server's clock (s). Never expires itself: under memory pressure it must not be forgotten that others
+    are open."""
     return f"{PREFIX}:{_tag(tenant)}:open"
 
 

@@ -12,12 +12,13 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis.asyncio as aioredis
 from redis.exceptions import NoScriptError
 
-from schedulers.admission import BucketLimits, BucketState, Cost, OverBudget
+from schedulers.admission import AS_PREDICTED, BucketLimits, BucketState, Cost, Factors, OverBudget
+from schedulers.spending import Spending, turned
 from serving.errors import StoreFull, StoreUnavailable
 from serving.stores import keys
 from serving.stores.account import Account, read_account
@@ -38,14 +39,23 @@ FRESH_S = 1.0
 class LookupReply:
     """Values in the order of the digests, None for a miss, and what became of the cost of the misses.
 
-    ``hold`` is None when nothing had to be reserved or ``over_budget`` says why it was not. ``is_local``: this process
-    decided, not Redis.
+    ``hold`` is None when nothing had to be reserved or ``over_budget`` says that it was not: of the buckets, with no
+    time to wait where they hold it and a cap does not. ``spending``: what Redis said of that. ``is_local``: this
+    process decided, not Redis.
     """
 
     values: Values
     hold: Hold | None = None
     over_budget: OverBudget | None = None
+    spending: Spending | None = None
     is_local: bool = False
+
+
+class _News(NamedTuple):
+    """What Redis said of an account, and when, on the clock of this process."""
+
+    spending: Spending
+    heard_at_s: float
 
 
 class RedisStore:
@@ -66,6 +76,7 @@ class RedisStore:
         self._clock = clock
         self._connection = RedisConnection(config, tell, clock)
         self._local = LocalBuckets(local_share)
+        self._news: dict[str, _News] = {}
         self._outbox = Outbox(lambda: self.is_up, self._charge, tell=tell, clock=clock)
 
     @property
@@ -128,7 +139,7 @@ class RedisStore:
         digests: Sequence[str | None],
         costs: Sequence[Cost],
         limits: BucketLimits | None,
-        overrun: float = 1.0,
+        overrun: Factors = AS_PREDICTED,
     ) -> LookupReply:
         """Read results, and reserve the cost of those that are missing: all of it, or nothing.
 
@@ -166,11 +177,13 @@ class RedisStore:
         digests: Sequence[str | None],
         costs: Sequence[Cost],
         limits: BucketLimits,
-        overrun: float,
+        overrun: Factors,
     ) -> LookupReply:
         names = [keys.result(tenant, digest or "") for digest in digests]
         names += [keys.bucket(tenant), keys.reservation(tenant, reservation_id), keys.open_reservations(tenant)]
-        arguments = [len(digests), keys.RESERVATION_TTL_S, *_numbers(limits), overrun, reservation_id]
+        arguments: list[float | str] = [len(digests), keys.RESERVATION_TTL_S, *_numbers(limits)]
+        arguments += [limits.max_joules_per_day, limits.max_joules_per_month]
+        arguments += [overrun.joules, overrun.seconds, reservation_id]
         for cost in costs:
             arguments += [cost.joules, cost.seconds]
 
@@ -181,14 +194,14 @@ class RedisStore:
         self._observed(values)
         if reply is None:
             return LookupReply(values=values)
-        self._observe(tenant, limits, Levels(reply.level_j, reply.level_s, reply.is_repaired))
+        self._observe(tenant, limits, reply.levels)
         if not reply.is_granted:
-            return LookupReply(values=values, over_budget=OverBudget(reply.wait_s))
+            return LookupReply(values=values, over_budget=OverBudget(reply.wait_s), spending=reply.levels.spending)
         hold = Hold(reservation_id, tenant, Cost(reply.joules, reply.seconds), limits, is_local=False)
         return LookupReply(values=values, hold=hold)
 
     def _reserve_locally(
-        self, tenant: str, values: Values, costs: Sequence[Cost], limits: BucketLimits, overrun: float
+        self, tenant: str, values: Values, costs: Sequence[Cost], limits: BucketLimits, overrun: Factors
     ) -> LookupReply:
         missing = [cost for value, cost in zip(values, costs, strict=True) if value is None]
         if not missing:
@@ -248,7 +261,7 @@ class RedisStore:
             self._outbox.add(lambda: self._charge(tenant, limits, owed, mark), keys.CHARGE_MARK_TTL_S)
 
     async def _charge(self, tenant: str, limits: BucketLimits, owed: Owed, mark: str) -> None:
-        names = [keys.bucket(tenant), keys.charge_mark(tenant, mark)]
+        names = [keys.bucket(tenant), keys.charge_mark(tenant, mark), keys.open_reservations(tenant)]
         arguments: list[float | str] = [*owed, *_numbers(limits), keys.CHARGE_MARK_TTL_S]
 
         async def send(client: aioredis.Redis) -> Levels | None:
@@ -258,16 +271,27 @@ class RedisStore:
         if levels is not None:
             self._observe(tenant, limits, levels)
 
-    def levels(self, tenant: str, limits: BucketLimits) -> BucketState:
-        """What the tenant has left at most: by what Redis said in the last ``FRESH_S``, or while it is away, by this
+    def levels(self, tenant: str, limits: BucketLimits, max_age_s: float = FRESH_S) -> BucketState:
+        """What the tenant has left at most: by what Redis said in the last ``max_age_s``, or while it is away, by this
         process' account. Asks nobody."""
-        return self._local.levels(tenant, limits, self._clock(), FRESH_S if self.is_up else math.inf)
+        return self._local.levels(tenant, limits, self._clock(), max_age_s if self.is_up else math.inf)
+
+    def spending(self, tenant: str, max_age_s: float = FRESH_S) -> Spending | None:
+        """What the tenant has spent of late, by what Redis said in the last ``max_age_s``; None: it said nothing. Asks
+        nobody."""
+        news = self._news.get(tenant)
+        if news is None or (age_s := self._clock() - news.heard_at_s) > max_age_s:
+            return None
+        return turned(news.spending, news.spending.at_s + age_s)
 
     async def account(self, tenant: str, limits: BucketLimits) -> Account:
         """What Redis says of it, with all that is known here and Redis can be told. Raises: StoreUnavailable."""
         if self._outbox:
             await self._outbox.flush()
-        return await self._connection.call("account", lambda client: read_account(client, tenant, limits))
+        account = await self._connection.call("account", lambda client: read_account(client, tenant, limits))
+        levels = Levels(account.level.joules, account.level.seconds, account.spending, is_repaired=False)
+        self._observe(tenant, limits, levels)
+        return account
 
     async def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> bool:
         """Correct what a durable job was charged when it was taken in: once for each job, whoever asks first. While
@@ -283,7 +307,7 @@ class RedisStore:
 
     async def correct_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> bool:
         """``settle_job`` for who asks again later. Raises: StoreUnavailable."""
-        names = [keys.bucket(tenant), keys.job_mark(tenant, job_id)]
+        names = [keys.bucket(tenant), keys.job_mark(tenant, job_id), keys.open_reservations(tenant)]
         arguments = [charged.joules - actual.joules, charged.seconds - actual.seconds, keys.JOB_MARK_TTL_S]
 
         async def send(client: aioredis.Redis) -> bool:
@@ -292,7 +316,9 @@ class RedisStore:
         return await self._connection.call("settle_job", send)
 
     def _observe(self, tenant: str, limits: BucketLimits, levels: Levels) -> None:
-        self._local.observe(tenant, limits, levels.joules, levels.seconds, self._clock())
+        now_s = self._clock()
+        self._local.observe(tenant, limits, levels.joules, levels.seconds, now_s)
+        self._news[tenant] = _News(levels.spending, now_s)
         if levels.is_repaired:
             self._tell(BucketRepaired(tenant))
 

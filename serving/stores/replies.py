@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from redis.exceptions import InvalidResponse
 
+from schedulers.spending import Spending
+
 Values: TypeAlias = tuple[bytes | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReserveReply:
-    """Answer of ``scripts.LOOKUP_AND_RESERVE`` when something was missing. ``wait_s`` may be infinite."""
-
-    is_granted: bool
-    joules: float
-    seconds: float
-    level_j: float
-    level_s: float
-    wait_s: float
-    is_repaired: bool
+_MOST_AT_S = 1e11
+"""Unix time of the year 5138: no server says so that has a clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """What a bucket holds. ``is_repaired``: what was stored could not be obeyed."""
+    """What an account holds and has spent. ``is_repaired``: what was stored could not be obeyed."""
 
     joules: float
     seconds: float
+    spending: Spending
     is_repaired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveReply:
+    """Answer of ``scripts.LOOKUP_AND_RESERVE`` when something was missing. ``wait_s``: until the buckets hold it, which
+    may be never."""
+
+    is_granted: bool
+    joules: float
+    seconds: float
+    wait_s: float
+    levels: Levels
 
 
 def parse_values(answer: Any, count: int) -> Values:
@@ -52,13 +57,13 @@ def parse_reserve(answer: Any, count: int) -> tuple[Values, ReserveReply | None]
     Raises:
         InvalidResponse: it is none.
     """
-    if not isinstance(answer, list) or len(answer) not in (1, 9):
+    if not isinstance(answer, list) or len(answer) not in (1, 12):
         raise InvalidResponse("expected the answer of the script")
     values = parse_values(answer[0], count)
     if len(answer) == 1:
         return values, None
-    joules, seconds, level_j, level_s = (_finite(text) for text in answer[2:6])
-    return values, ReserveReply(answer[1] == 1, joules, seconds, level_j, level_s, _number(answer[6]), answer[8] == 1)
+    joules, seconds, wait_s = _finite(answer[2]), _finite(answer[3]), _number(answer[4])
+    return values, ReserveReply(answer[1] == 1, joules, seconds, wait_s, _levels(answer[5:]))
 
 
 def parse_settle(answer: Any) -> Levels | None:
@@ -69,9 +74,17 @@ def parse_settle(answer: Any) -> Levels | None:
     """
     if answer == []:
         return None
-    if not isinstance(answer, list) or len(answer) != 4:
+    if not isinstance(answer, list) or len(answer) != 7:
         raise InvalidResponse("expected the answer of the script")
-    return Levels(_finite(answer[0]), _finite(answer[1]), answer[3] == 1)
+    return _levels(answer)
+
+
+def _levels(tail: Sequence[Any]) -> Levels:
+    *numbers, is_repaired = tail
+    joules, seconds, day_j, month_j, open_j, at_s = map(_finite, numbers)
+    if not 0.0 <= at_s <= _MOST_AT_S:
+        raise InvalidResponse("expected a time")
+    return Levels(joules, seconds, Spending(at_s=at_s, day_j=day_j, month_j=month_j, open_j=open_j), is_repaired == 1)
 
 
 def _number(text: Any) -> float:

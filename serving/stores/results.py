@@ -9,12 +9,14 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from schedulers.admission import NOTHING, BucketLimits, BucketState, Cost, lacks_for_s
+from schedulers.admission import AS_PREDICTED, NOTHING, BucketLimits, BucketState, Cost, Factors, lacks_for_s
+from schedulers.spending import SpentOut, spent, spent_out
 from serving.config import ResolvedConfig, TenantSettings
-from serving.errors import AccountUnavailable, QuotaExceeded, QuotaTooSmall, StoreUnavailable
+from serving.errors import AccountUnavailable, QuotaExceeded, QuotaTooSmall, SpendCapReached, StoreUnavailable
 from serving.stores.account import Account
 from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.buckets import Hold
@@ -27,7 +29,9 @@ from serving.tenants import LiveTenants
 
 T = TypeVar("T")
 _MAX_BACKGROUND = 1_000
-_FAILS_CLOSED = "it may spend nothing without (fail_closed)"
+_FAILS_CLOSED = "it may spend nothing without (fail_closed, or a cap on what it spends)"
+_SETTLED_S = 1.0
+"""Whoever is refused because of what others have set aside, and may give back, asks again so much later."""
 _FLUSH_S = 0.1
 """Decoding is charged in Redis so often at most; until then this gateway remembers it."""
 
@@ -82,7 +86,7 @@ class ResultStore:
         self._ttl_s = max(1, round(settings.redis.cache_ttl_s))
         tenants = tenants or LiveTenants(settings.tenants)
         self._limits = tenants.view(_bucket_limits)
-        self._fails_closed = tenants.view(lambda tenant: tenant.fail_closed)
+        self._fails_closed = tenants.view(_fails_closed)
         self._cache = ResultCache(config.secret.encode(), tell)
         self._store = RedisStore(
             RedisConfig(url=config.store_url, timeout_s=settings.redis.timeout_s, breaker=BreakerConfig()),
@@ -90,6 +94,8 @@ class ResultStore:
             local_share=1 / settings.gateway.replicas,
         )
         self._background: set[asyncio.Task[Any]] = set()
+        self._looks: dict[str, asyncio.Task[None]] = {}
+        """Under way, by tenant: whoever wants to know the same waits for one."""
         self._decode_watts = settings.media.watts
         self._held_s: defaultdict[str, float] = defaultdict(float)
         """Predicted seconds of the decodes that wait or run, by tenant."""
@@ -123,14 +129,15 @@ class ResultStore:
         codec: Codec[T],
         tenant: str,
         costs: Sequence[Cost],
-        overrun: float = 1.0,
+        overrun: Factors = AS_PREDICTED,
     ) -> Lookup[T]:
         """Look for results and reserve its cost for each one that is missing, in one round trip. What has no name is
         missing. ``overrun``: how many times that they may take, see ``schedulers.overrun``.
 
         Raises:
-            QuotaExceeded: the tenant's buckets do not hold that much now; nothing was reserved.
-            QuotaTooSmall: they never do. AccountUnavailable: Redis is away, and the tenant is not served without its
+            QuotaExceeded: the tenant's buckets do not hold that much now; nothing was reserved. SpendCapReached: its
+                joules of this day or month are spent.
+            QuotaTooSmall: it never fits. AccountUnavailable: Redis is away, and the tenant is not served without its
                 account, or this gateway's share of it never holds that much.
         """
         limits = self._limits.get(tenant)
@@ -141,8 +148,8 @@ class ResultStore:
         found = tuple(self._opened(codec, *each) for each in zip(digests, reply.values, strict=True))
         return Lookup(found, self._reservation(reply.hold))
 
-    async def reserve(self, tenant: str, cost: Cost, overrun: float = 1.0) -> Reservation:
-        """Only reserve. Raises: QuotaExceeded, QuotaTooSmall: as ``look_up``."""
+    async def reserve(self, tenant: str, cost: Cost, overrun: Factors = AS_PREDICTED) -> Reservation:
+        """Only reserve. Raises: as ``look_up``."""
         limits = self._limits.get(tenant)
         if limits is None:
             return Reservation()
@@ -166,7 +173,7 @@ class ResultStore:
         digests: Sequence[str | None],
         costs: Sequence[Cost],
         limits: BucketLimits | None,
-        overrun: float,
+        overrun: Factors,
     ) -> LookupReply:
         """Look up and reserve what is missing. A caller that leaves meanwhile has it given back."""
         asking = asyncio.ensure_future(self._store.lookup_and_reserve(tenant, digests, costs, limits, overrun))
@@ -192,12 +199,43 @@ class ResultStore:
 
     # -- accounts, and decoding ----------------------------------------------------------------------------------------
 
+    async def admit(self, tenant: str, least: Cost = NOTHING, count: int = 1) -> None:
+        """``check_account``, with one look at Redis for all who ask meanwhile where that is worth it: nothing is known
+        of the account, or it had too little when it was last heard of, and may have been given some since."""
+        limits = self._limits.get(tenant)
+        if limits is not None and self._is_worth_a_look(tenant, limits, least):
+            await self._look(tenant, limits)
+        self.check_account(tenant, least, count)
+
+    def _is_worth_a_look(self, tenant: str, limits: BucketLimits, least: Cost) -> bool:
+        if not self._store.is_up or self._store.spending(tenant) is not None:
+            return False
+        spending = self._store.spending(tenant, math.inf)
+        if spending is None or spent_out(spending, limits, least.joules) is not None:
+            return True
+        known = self._store.levels(tenant, limits, math.inf)
+        return lacks_for_s(known, limits, least, known.at_s) > 0.0
+
+    async def _look(self, tenant: str, limits: BucketLimits) -> None:
+        look = self._looks.get(tenant)
+        if look is None:
+            look = self._looks[tenant] = asyncio.get_running_loop().create_task(self._looked(tenant, limits))
+            self._background.add(look)
+            look.add_done_callback(self._background.discard)
+            look.add_done_callback(lambda _: self._looks.pop(tenant))
+        await asyncio.shield(look)
+
+    async def _looked(self, tenant: str, limits: BucketLimits) -> None:
+        with suppress(StoreUnavailable):  # then it is reserved where nobody looked
+            await self._store.account(tenant, limits)
+
     def check_account(self, tenant: str, least: Cost = NOTHING, count: int = 1) -> None:
         """Turn a tenant away whose account holds less than ``least``, or nothing, by what is known here: costs no look
         at Redis. ``count``: as many times ``least`` are asked for, unless something is found.
 
         Raises:
-            QuotaExceeded: it did a moment ago, or does once this gateway's decodes are paid for.
+            QuotaExceeded: it did a moment ago, or does once this gateway's decodes are paid for. SpendCapReached: its
+                joules of this day or month are spent.
             QuotaTooSmall: it never holds as much. AccountUnavailable: it may spend nothing while Redis is away.
         """
         limits = self._limits.get(tenant)
@@ -207,9 +245,13 @@ class ResultStore:
             raise _too_small(tenant, least, limits)
         if not self._store.is_up and self._fails_closed.get(tenant):
             raise _unreadable(tenant, _FAILS_CLOSED)
+        decoding_s = self._held_s[tenant] + self._owed_s[tenant]
+        decoding_j = decoding_s * self._decode_watts
+        spending = self._store.spending(tenant)
+        if spending is not None and (cap := spent_out(spent(spending, decoding_j), limits, least.joules)) is not None:
+            raise _cap_reached(tenant, limits, cap)
         known = self._store.levels(tenant, limits)
-        seconds = self._held_s[tenant] + self._owed_s[tenant]
-        left = BucketState(known.joules - seconds * self._decode_watts, known.seconds - seconds, known.at_s)
+        left = BucketState(known.joules - decoding_j, known.seconds - decoding_s, known.at_s)
         wait_s = lacks_for_s(left, limits, least, known.at_s)
         if wait_s > 0.0:
             whole = Cost(count * least.joules, count * least.seconds)
@@ -300,7 +342,14 @@ def _bucket_limits(tenant: TenantSettings) -> BucketLimits:
         joules_burst=tenant.burst_j,
         seconds_per_s=tenant.seconds_per_s,
         seconds_burst=tenant.burst_s,
+        max_joules_per_day=tenant.max_joules_per_day or math.inf,
+        max_joules_per_month=tenant.max_joules_per_month or math.inf,
     )
+
+
+def _fails_closed(tenant: TenantSettings) -> bool:
+    """Whether it may spend nothing unseen: what gateways let pass by themselves would not be bounded by a cap."""
+    return tenant.fail_closed or bool(tenant.max_joules_per_day or tenant.max_joules_per_month)
 
 
 def _account_empty(tenant: str, wait_s: float, whole_s: float) -> QuotaExceeded | QuotaTooSmall:
@@ -318,30 +367,51 @@ def _unreadable(tenant: str, why: str) -> AccountUnavailable:
     )
 
 
+def _cap_reached(tenant: str, limits: BucketLimits, cap: SpentOut, wait_s: float = 0.0) -> SpendCapReached:
+    """``wait_s``: until the buckets hold it."""
+    name = f"max_joules_per_{cap.period}"
+    wait_s = max(wait_s, cap.retry_after_s)
+    return SpendCapReached(
+        f"tenant {tenant!r} has spent its joules of this {cap.period}, or leaves too little of them for this request; "
+        f"limit is {getattr(limits, name):g} J ({name}); retry in {wait_s:.2f} s, when the next {cap.period} has begun "
+        "in UTC",
+        retry_after_s=wait_s,
+    )
+
+
 def _refused(
     tenant: str, limits: BucketLimits, reply: LookupReply, costs: Sequence[Cost]
-) -> QuotaExceeded | QuotaTooSmall | AccountUnavailable:
+) -> QuotaExceeded | QuotaTooSmall | SpendCapReached | AccountUnavailable:
     assert reply.over_budget is not None
+    missing = [cost for cost, value in zip(costs, reply.values, strict=True) if value is None]
+    total = Cost(math.fsum(cost.joules for cost in missing), math.fsum(cost.seconds for cost in missing))
     wait_s = reply.over_budget.retry_after_s
+    if not _may_fit(total, limits):
+        return _too_small(tenant, total, limits)
     if math.isinf(wait_s):
-        missing = [cost for cost, value in zip(costs, reply.values, strict=True) if value is None]
-        total = Cost(math.fsum(cost.joules for cost in missing), math.fsum(cost.seconds for cost in missing))
-        if reply.is_local and _may_fit(total, limits):
+        if reply.is_local:
             return _unreadable(tenant, "this request takes more than one gateway's share of its budget")
         return _too_small(tenant, total, limits)
+    if reply.spending is not None and (cap := spent_out(reply.spending, limits, total.joules)) is not None:
+        return _cap_reached(tenant, limits, cap, wait_s)
+    if wait_s == 0.0:
+        return QuotaExceeded(
+            f"what tenant {tenant!r} may spend is set aside for requests that run; retry in {_SETTLED_S:.2f} s",
+            retry_after_s=_SETTLED_S,
+        )
     return QuotaExceeded(
         f"the energy or time budget of tenant {tenant!r} is spent; retry in {wait_s:.2f} s", retry_after_s=wait_s
     )
 
 
 def _may_fit(cost: Cost, limits: BucketLimits) -> bool:
-    """Whether a full account holds it."""
-    return cost.joules <= limits.joules_burst and cost.seconds <= limits.seconds_burst
+    """Whether a full account holds it, of which nothing was spent in this day and month."""
+    return cost.joules <= limits.most_j and cost.seconds <= limits.seconds_burst
 
 
 def _too_small(tenant: str, cost: Cost, limits: BucketLimits) -> QuotaTooSmall:
     return QuotaTooSmall(
         f"this request alone is over the budget of tenant {tenant!r}: it may take {cost.joules:.3g} J and "
-        f"{cost.seconds:.3g} s, and the budget never holds more than {limits.joules_burst:.3g} J and "
+        f"{cost.seconds:.3g} s, and the budget never holds more than {limits.most_j:.3g} J and "
         f"{limits.seconds_burst:.3g} s; send fewer images, or ask for less"
     )

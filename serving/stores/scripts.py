@@ -1,4 +1,5 @@
-"""The Lua scripts, twins of ``schedulers.admission``. Each runs atomically, in one round trip, on the server's clock.
+"""The Lua scripts, twins of ``schedulers.admission`` and ``schedulers.spending``. Each runs atomically, in one round
+trip, on the server's clock.
 
 Numbers go out as text with 17 digits: Redis would cut a Lua number to an integer. Each script answers with the time it
 used, so that a test can replay the same step in Python and find the same levels to the last bit.
@@ -73,33 +74,94 @@ local function refilled(key, joules_per_s, joules_burst, seconds_per_s, seconds_
   return joules, seconds, at, now, is_broken and 1 or 0
 end
 
+-- Months up to a day since 1970, from any month on: years of the Gregorian calendar that begin in March, after the leap
+-- day, in eras of 400.
+local function month_of(day)
+  local days = day + 719468
+  local era = math.floor(days / 146097)
+  days = days - 146097 * era
+  local leap = math.floor(days / 1460) - math.floor(days / 36524) + math.floor(days / 146096)
+  local year = math.floor((days - leap) / 365)
+  days = days - 365 * year - math.floor(year / 4) + math.floor(year / 100)
+  return 12 * (400 * era + year) + math.floor((5 * days + 2) / 153)
+end
+
+local function save_spent(key, its)
+  redis.call('HSET', key, 'day_j', text(its.day_j), 'month_j', text(its.month_j), 'spent_at', text(its.at))
+end
+
 local function add(key, field_j, field_s, joules, seconds)
   local so_far = redis.call('HMGET', key, field_j, field_s)
   redis.call('HSET', key, field_j, text((number(so_far[1]) or 0) + joules),
              field_s, text((number(so_far[2]) or 0) + seconds))
 end
 
--- All that was ever taken and not given back. No decision depends on it.
-local function count(key, joules, seconds) add(key, 'taken_j', 'taken_s', joules, seconds) end
-
--- What the open reservations hold together. No decision depends on it.
-local function count_open(key, joules, seconds) add(key, 'open_j', 'open_s', joules, seconds) end
-
-local function member(id, joules, seconds) return id .. ' ' .. joules .. ' ' .. seconds end
-
--- Reservations that have expired are no longer open; some at a time.
-local function forget(key, open, now)
-  local expired = redis.call('ZRANGEBYSCORE', open, '-inf', text(now), 'LIMIT', 0, MOST_EXPIRED)
-  local joules, seconds = 0, 0
-  for _, one in ipairs(expired) do
-    local its_j, its_s = one:match('(%S+) (%S+)$')
-    joules, seconds = joules + (number(its_j) or 0), seconds + (number(its_s) or 0)
-  end
-  if #expired > 0 then
-    redis.call('ZREM', open, unpack(expired))
-    count_open(key, -joules, -seconds)
-  end
+local function member(id, joules, seconds, predicted_j)
+  return id .. ' ' .. joules .. ' ' .. seconds .. (predicted_j and ' ' .. predicted_j or '')
 end
+
+-- Reservations that have expired are no longer open; some at a time. Answers the joules by which they are above their
+-- predictions.
+local function forget(key, open, now)
+  local expired = redis.pcall('ZRANGEBYSCORE', open, '-inf', text(now), 'LIMIT', 0, MOST_EXPIRED)
+  if expired.err or #expired == 0 then return 0 end
+  local joules, seconds, above_j = 0, 0, 0
+  for _, one in ipairs(expired) do
+    local its_j, its_s, predicted_j = one:match('^%S+ (%S+) (%S+) ?(%S*)$')
+    its_j = number(its_j) or 0
+    joules, seconds = joules + its_j, seconds + (number(its_s) or 0)
+    above_j = above_j + math.max(0, its_j - (number(predicted_j) or its_j))
+  end
+  redis.call('ZREM', open, unpack(expired))
+  add(key, 'open_j', 'open_s', -joules, -seconds)
+  return above_j
+end
+
+-- Joules of this day and this month of UTC, with those that open reservations hold (open_j), which belong to the period
+-- that begins while they are open. Of one that expired, only the prediction counts: no refill would ever give the rest
+-- back. What cannot be is none but what is open; a time that has not come yet is now.
+local function spent(key, open, now)
+  local above_j = forget(key, open, now)
+  local stored = redis.call('HMGET', key, 'day_j', 'month_j', 'spent_at', 'open_j')
+  local day_j, month_j, at = number(stored[1]), number(stored[2]), number(stored[3])
+  local its = {open_j = math.max(0, number(stored[4]) or 0), mended = 0}
+  if not (day_j and month_j and at) or math.min(day_j, month_j) < 0 then
+    its.mended = (stored[1] or stored[2] or stored[3]) and 1 or 0
+    day_j, month_j, at = its.open_j, its.open_j, now
+  else
+    if at > now + MOST_AHEAD_S then its.mended, at = 1, now end
+    day_j, month_j = math.max(0, day_j - above_j), math.max(0, month_j - above_j)
+  end
+  local day, today = math.floor(at / 86400), math.floor(now / 86400)
+  if day < today then
+    day_j = its.open_j
+    if month_of(day) < month_of(today) then month_j = its.open_j end
+  end
+  its.day_j, its.month_j, its.at = day_j, month_j, math.max(at, now)
+  if its.mended == 1 or above_j > 0 then save_spent(key, its) end
+  return its
+end
+
+-- All that was ever taken and not given back, on which no decision depends, and what was spent of late, which may be
+-- another sum.
+local function count(key, joules, seconds, its, late_j)
+  add(key, 'taken_j', 'taken_s', joules, seconds)
+  late_j = late_j or joules
+  its.day_j, its.month_j = math.max(0, its.day_j + late_j), math.max(0, its.month_j + late_j)
+  save_spent(key, its)
+end
+
+-- What the open reservations hold together.
+local function count_open(key, joules, seconds, its)
+  add(key, 'open_j', 'open_s', joules, seconds)
+  its.open_j = math.max(0, its.open_j + joules)
+end
+
+local function levels(joules, seconds, its, now, repaired)
+  return text(joules), text(seconds), text(its.day_j), text(its.month_j), text(its.open_j), text(now),
+         math.max(repaired, its.mended)
+end
+
 """
 )
 
@@ -107,17 +169,17 @@ LOOKUP_AND_RESERVE = Script(
     _COMMON
     + """
 -- KEYS: n results, the bucket, the reservation, the open reservations
--- ARGV: n, reservation TTL in s, joules per s, joules burst, seconds per s, seconds burst, overrun, id of the
--- reservation, then joules, seconds per key
+-- ARGV: n, reservation TTL in s, joules per s, joules burst, seconds per s, seconds burst, most joules a day, a month,
+-- overrun of joules, of seconds, id of the reservation, then joules, seconds per key
 -- Answers {values} when nothing is missing, else
--- {values, granted, joules, seconds, level_j, level_s, wait_s, now, repaired}
+-- {values, granted, joules, seconds, wait_s for the buckets, then as SETTLE}
 local n = tonumber(ARGV[1])
 local values = redis.call('MGET', unpack(KEYS, 1, n))
 local joules, seconds, missing = 0, 0, false
 for i = 1, n do
   if not values[i] then
     missing = true
-    joules, seconds = joules + tonumber(ARGV[7 + 2 * i]), seconds + tonumber(ARGV[8 + 2 * i])
+    joules, seconds = joules + tonumber(ARGV[10 + 2 * i]), seconds + tonumber(ARGV[11 + 2 * i])
   end
 end
 if not missing then return {values} end
@@ -125,20 +187,25 @@ if not missing then return {values} end
 local bucket, reservation, open = KEYS[n + 1], KEYS[n + 2], KEYS[n + 3]
 local joules_per_s, joules_burst = tonumber(ARGV[3]), tonumber(ARGV[4])
 local seconds_per_s, seconds_burst = tonumber(ARGV[5]), tonumber(ARGV[6])
-local level_j, level_s, at, now, repaired = refilled(bucket, joules_per_s, joules_burst, seconds_per_s, seconds_burst)
+local joules_a_day, joules_a_month = tonumber(ARGV[7]), tonumber(ARGV[8])
+local level_j, level_s, at, now, repaired =
+  refilled(bucket, joules_per_s, joules_burst, seconds_per_s, seconds_burst)
+local its = spent(bucket, open, now)
 
 -- Sent again because the first answer was lost: it is granted already.
 local earlier = redis.call('HMGET', reservation, 'joules', 'seconds')
 if earlier[1] then
-  return {values, 1, earlier[1], earlier[2], text(level_j), text(level_s), '0', text(now), repaired}
+  return {values, 1, earlier[1], earlier[2], '0', levels(level_j, level_s, its, now, repaired)}
 end
 
 local num_open = redis.pcall('ZCOUNT', open, text(now), '+inf')  -- a table: what is there is no sorted set
 local is_alone = num_open == 0 or type(num_open) == 'table'
-local function widened(amount, level, burst)
-  return math.max(amount, math.min(amount * tonumber(ARGV[7]), is_alone and level or burst))
-end
-joules, seconds = widened(joules, level_j, joules_burst), widened(seconds, level_s, seconds_burst)
+local room_j = math.min(joules_a_day - its.day_j, joules_a_month - its.month_j)
+local most_j = math.min(joules_burst, joules_a_day, joules_a_month)
+local predicted_j = joules
+local function widened(amount, overrun, most) return math.max(amount, math.min(amount * overrun, most)) end
+joules = widened(joules, tonumber(ARGV[9]), is_alone and math.min(level_j, room_j) or most_j)
+seconds = widened(seconds, tonumber(ARGV[10]), is_alone and level_s or seconds_burst)
 
 local function wait(amount, level, rate, burst)
   if amount <= level then return 0 end
@@ -146,22 +213,25 @@ local function wait(amount, level, rate, burst)
   return math.huge
 end
 
-if joules <= level_j and seconds <= level_s then
+if joules <= level_j and seconds <= level_s and joules <= room_j then
   level_j, level_s = level_j - joules, level_s - seconds
   save(bucket, level_j, level_s, at)
-  redis.call('HSET', reservation, 'joules', text(joules), 'seconds', text(seconds))
+  redis.call('HSET', reservation, 'joules', text(joules), 'seconds', text(seconds), 'predicted_j', text(predicted_j))
   redis.call('EXPIRE', reservation, ARGV[2])
   if type(num_open) == 'table' then redis.call('DEL', open) end
-  forget(bucket, open, now)
-  if redis.call('ZCARD', open) == 0 then redis.call('HDEL', bucket, 'open_j', 'open_s') end
-  redis.call('ZADD', open, text(now + tonumber(ARGV[2])), member(ARGV[8], text(joules), text(seconds)))
-  count_open(bucket, joules, seconds)
-  count(bucket, joules, seconds)
-  return {values, 1, text(joules), text(seconds), text(level_j), text(level_s), '0', text(now), repaired}
+  if redis.call('ZCARD', open) == 0 then
+    redis.call('HDEL', bucket, 'open_j', 'open_s')
+    its.open_j = 0
+  end
+  local one = member(ARGV[11], text(joules), text(seconds), text(predicted_j))
+  redis.call('ZADD', open, text(now + tonumber(ARGV[2])), one)
+  count(bucket, joules, seconds, its)
+  count_open(bucket, joules, seconds, its)
+  return {values, 1, text(joules), text(seconds), '0', levels(level_j, level_s, its, now, repaired)}
 end
 local wait_s = math.max(wait(joules, level_j, joules_per_s, joules_burst),
                         wait(seconds, level_s, seconds_per_s, seconds_burst))
-return {values, 0, text(joules), text(seconds), text(level_j), text(level_s), text(wait_s), text(now), repaired}
+return {values, 0, text(joules), text(seconds), text(wait_s), levels(level_j, level_s, its, now, repaired)}
 """
 )
 
@@ -170,54 +240,59 @@ SETTLE = Script(
     + """
 -- KEYS: the bucket, the reservation, the open reservations
 -- ARGV: joules, seconds used, joules per s, joules burst, seconds per s, seconds burst, id of the reservation
--- Answers {level_j, level_s, now, repaired}, or {} when there is no such reservation (any more), or none to be read
-local reserved = redis.pcall('HMGET', KEYS[2], 'joules', 'seconds')
+-- Answers {level_j, level_s, day_j, month_j, open_j, now, repaired}, or {} when there is no such reservation (any
+-- more), or none to be read
+local reserved = redis.pcall('HMGET', KEYS[2], 'joules', 'seconds', 'predicted_j')
 local reserved_j, reserved_s = number(reserved[1]), number(reserved[2])
-local was_open = redis.pcall('ZREM', KEYS[3], member(ARGV[7], reserved[1] or '', reserved[2] or ''))
+local one = member(ARGV[7], reserved[1] or '', reserved[2] or '', reserved[3])
+local was_open = redis.pcall('ZREM', KEYS[3], one) == 1
 if redis.call('DEL', KEYS[2]) == 0 or not (reserved_j and reserved_s) then return {} end
 local joules_burst, seconds_burst = tonumber(ARGV[4]), tonumber(ARGV[6])
 local level_j, level_s, at, now, repaired =
   refilled(KEYS[1], tonumber(ARGV[3]), joules_burst, tonumber(ARGV[5]), seconds_burst)
+local its = spent(KEYS[1], KEYS[3], now)
 level_j = math.min(joules_burst, level_j + reserved_j - tonumber(ARGV[1]))
 level_s = math.min(seconds_burst, level_s + reserved_s - tonumber(ARGV[2]))
 save(KEYS[1], level_j, level_s, at)
-if was_open == 1 then count_open(KEYS[1], -reserved_j, -reserved_s) end
-count(KEYS[1], tonumber(ARGV[1]) - reserved_j, tonumber(ARGV[2]) - reserved_s)
-return {text(level_j), text(level_s), text(now), repaired}
+if was_open then count_open(KEYS[1], -reserved_j, -reserved_s, its) end
+local late_j = was_open and reserved_j or number(reserved[3]) or reserved_j
+count(KEYS[1], tonumber(ARGV[1]) - reserved_j, tonumber(ARGV[2]) - reserved_s, its, tonumber(ARGV[1]) - late_j)
+return {levels(level_j, level_s, its, now, repaired)}
 """
 )
 
 CHARGE = Script(
     _COMMON
     + """
--- KEYS: the bucket, the mark of this charge
+-- KEYS: the bucket, the mark of this charge, the open reservations
 -- ARGV: joules, seconds to charge (below 0: to give back), joules per s, joules burst, seconds per s, seconds burst,
 -- lifetime of the mark in s
--- Answers {level_j, level_s, now, repaired}; a charge that was made before is not made again
+-- Answers as SETTLE; a charge that was made before is not made again
 local level_j, level_s, at, now, repaired =
   refilled(KEYS[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]))
+local its = spent(KEYS[1], KEYS[3], now)
 if redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[7]) then
   level_j = math.min(tonumber(ARGV[4]), level_j - tonumber(ARGV[1]))
   level_s = math.min(tonumber(ARGV[6]), level_s - tonumber(ARGV[2]))
   save(KEYS[1], level_j, level_s, at)
-  count(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]))
+  count(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), its)
 end
-return {text(level_j), text(level_s), text(now), repaired}
+return {levels(level_j, level_s, its, now, repaired)}
 """
 )
 
 SETTLE_JOB = Script(
     _COMMON
     + """
--- KEYS: the bucket, the mark of the job
+-- KEYS: the bucket, the mark of the job, the open reservations
 -- ARGV: joules and seconds to give back (below 0: to charge), lifetime of the mark in s
 -- Answers 1, or 0 when the tenant has no bucket or the job was settled before. What is above the burst, the next refill
 -- takes away.
-local joules, seconds, at = read(KEYS[1])
+local joules, seconds, at, now = read(KEYS[1])
 if not joules then return 0 end
 if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[3]) then return 0 end
 save(KEYS[1], joules + tonumber(ARGV[1]), seconds + tonumber(ARGV[2]), at)
-count(KEYS[1], -tonumber(ARGV[1]), -tonumber(ARGV[2]))
+count(KEYS[1], -tonumber(ARGV[1]), -tonumber(ARGV[2]), spent(KEYS[1], KEYS[3], now))
 return 1
 """
 )

@@ -97,7 +97,7 @@ class Media:
 class Results:
     """Finds nothing and charges nobody."""
 
-    def check_account(self, tenant: str, *_: object) -> None:
+    async def admit(self, tenant: str, *_: object) -> None:
         pass
 
     def name(self, *_: Any, **__: Any) -> None:

@@ -9,6 +9,8 @@ import asyncio
 import itertools
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import pytest
@@ -17,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schedulers import admission
-from schedulers.admission import BucketLimits, BucketState, Cost
-from serving.stores import keys
+from schedulers.admission import AS_PREDICTED, BucketLimits, BucketState, Cost, Factors
+from schedulers.spending import Spending, room_j, spent, turned
+from serving.stores import keys, scripts
 from serving.stores.buckets import Hold
 from serving.stores.connection import RedisConfig
 from serving.stores.redis_store import MAX_VALUE_BYTES, RedisStore
@@ -295,21 +298,22 @@ async def test_key_of_another_type_in_the_way_is_a_miss_and_a_full_bucket(
 async def test_answer_lost_and_asked_again_reserves_once(client: aioredis.Redis, tenant: str) -> None:
     names = [keys.result(tenant, "a"), keys.bucket(tenant), keys.reservation(tenant, "same")]
     names.append(keys.open_reservations(tenant))
-    arguments = ["1", "100", "1e-9", "100", "1e-9", "10", "1", "same", "30", "1"]
+    arguments = ["1", "100", "1e-9", "100", "1e-9", "10", "inf", "inf", "1", "1", "same", "30", "1"]
     first, second = [await client.eval(LOOKUP_AND_RESERVE.source, 4, *names, *arguments) for _ in range(2)]
     assert first[1] == second[1] == 1
-    assert (first[2], float(first[4])) == (second[2], 70.0)
-    assert float(second[4]) == pytest.approx(70.0)
+    assert (first[2], float(first[5])) == (second[2], 70.0)
+    assert float(second[5]) == pytest.approx(70.0)
 
 
 # -- against the pure twin -------------------------------------------------------------------------------------------
 
 amounts = st.floats(0, 150, allow_nan=False).map(lambda x: round(x, 6))
-overruns = st.sampled_from([1.0, 1.25, 8.0, 16.0])
+factors = st.sampled_from([1.0, 1.25, 8.0, 100.0])
+overruns = st.builds(Factors, factors, factors)
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("reserve"), amounts, amounts.map(lambda x: x / 10), overruns),
-        st.tuples(st.just("settle"), amounts, amounts.map(lambda x: x / 10), st.just(1.0)),
+        st.tuples(st.just("settle"), amounts, amounts.map(lambda x: x / 10), st.just(AS_PREDICTED)),
     ),
     min_size=1,
     max_size=25,
@@ -320,21 +324,25 @@ all_limits = st.builds(
     joules_burst=st.sampled_from([1e-3, 50.0, 100.0]),
     seconds_per_s=st.sampled_from([0.0, 1e-3, 1.0, 1e4]),
     seconds_burst=st.sampled_from([1e-3, 5.0, 10.0]),
+    max_joules_per_day=st.sampled_from([math.inf, 60.0, 200.0]),
+    max_joules_per_month=st.sampled_from([math.inf, 150.0]),
 )
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps, limits=all_limits)
 def test_every_sequence_leaves_the_levels_of_the_pure_twin_to_the_last_bit(
-    url: str, steps: list[tuple[str, float, float, float]], limits: BucketLimits
+    url: str, steps: list[tuple[str, float, float, Factors]], limits: BucketLimits
 ) -> None:
     asyncio.run(_replay(url, f"twin-{next(_numbers)}", steps, limits))
 
 
-async def _replay(url: str, tenant: str, steps: list[tuple[str, float, float, float]], limits: BucketLimits) -> None:
+async def _replay(url: str, tenant: str, steps: list[tuple[str, float, float, Factors]], limits: BucketLimits) -> None:
     rates = [repr(v) for v in (limits.joules_per_s, limits.joules_burst, limits.seconds_per_s, limits.seconds_burst)]
+    caps = [repr(limits.max_joules_per_day), repr(limits.max_joules_per_month)]
     client = aioredis.Redis.from_url(url)
     twin: BucketState | None = None
+    its = Spending(at_s=0.0, day_j=0.0, month_j=0.0, open_j=0.0)
     held: list[tuple[str, Cost]] = []
     run: Callable[..., Any] = client.eval
     opened = keys.open_reservations(tenant)
@@ -342,27 +350,48 @@ async def _replay(url: str, tenant: str, steps: list[tuple[str, float, float, fl
         for number, (kind, joules, seconds, overrun) in enumerate(steps):
             if kind == "reserve":
                 names = [keys.result(tenant, "x"), keys.bucket(tenant), keys.reservation(tenant, str(number)), opened]
-                asked = [repr(overrun), str(number), repr(joules), repr(seconds)]
-                answer = await run(LOOKUP_AND_RESERVE.source, 4, *names, 1, 60, *rates, *asked)
-                granted, (taken_j, taken_s, level_j, level_s, wait_s, now_s, _) = answer[1], map(float, answer[2:])
+                asked = [repr(overrun.joules), repr(overrun.seconds), str(number), repr(joules), repr(seconds)]
+                answer = await run(LOOKUP_AND_RESERVE.source, 4, *names, 1, 60, *rates, *caps, *asked)
+                granted, (taken_j, taken_s, wait_s, *levels, now_s, _) = answer[1], map(float, answer[2:])
                 state = admission.refill(twin or admission.full(limits, now_s), limits, now_s)
-                cost = admission.widened(state, limits, Cost(joules, seconds), overrun, is_alone=not held)
+                after_its = turned(its, now_s)
+                room = room_j(after_its, limits)
+                asked_for = Cost(joules, seconds)
+                cost = admission.widened(state, limits, asked_for, overrun, is_alone=not held, room_j=room)
                 assert (taken_j, taken_s) == (cost.joules, cost.seconds)
                 after, over = admission.reserve(state, limits, cost, now_s)
-                assert bool(granted) == (over is None)
+                assert bool(granted) == (over is None and cost.joules <= room)
                 assert wait_s == (0.0 if over is None else over.retry_after_s)
                 if granted:  # a refusal writes nothing
-                    twin = after
+                    open_j = its.open_j if held else 0.0
+                    after_its = replace(spent(after_its, cost.joules), open_j=open_j + cost.joules)
+                    twin, its = after, after_its
                     held.append((str(number), cost))
+                else:
+                    after = state
             elif held:
                 name, cost = held.pop(0)
                 names = [keys.bucket(tenant), keys.reservation(tenant, name), opened]
                 answer = await run(SETTLE.source, 3, *names, repr(joules), repr(seconds), *rates, name)
-                level_j, level_s, now_s, _ = map(float, answer)
+                *levels, now_s, _ = map(float, answer)
                 assert twin is not None
                 twin = after = admission.settle(twin, limits, cost, Cost(joules, seconds), now_s)
+                its = replace(
+                    spent(turned(its, now_s), joules - cost.joules), open_j=max(0.0, its.open_j - cost.joules)
+                )
+                after_its = its
             else:
                 continue
-            assert (level_j, level_s) == (after.joules, after.seconds)
+            assert levels[:4] == [after.joules, after.seconds, after_its.day_j, after_its.month_j]
+            assert levels[4] == pytest.approx(after_its.open_j, abs=1e-9)  # sums and differences of many
     finally:
         await client.aclose()
+
+
+async def test_months_are_those_of_the_calendar(client: aioredis.Redis) -> None:
+    days = range(0, 60_000, 7)
+    script = f"{scripts._COMMON} local all = {{}} for day = 0, 59999, 7 do all[#all + 1] = month_of(day) end return all"
+    run: Callable[..., Any] = client.eval
+    months = await run(script, 0)
+    dates = [date.fromordinal(date(1970, 1, 1).toordinal() + day) for day in days]
+    assert [month - months[0] for month in months] == [12 * (day.year - 1970) + day.month - 1 for day in dates]

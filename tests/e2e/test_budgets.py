@@ -222,7 +222,7 @@ def limited(system: System) -> Iterator[Callable[..., None]]:
         assert command.returncode == 0, command.stderr
 
     yield limit
-    limit(max_deep_share="null", max_in_flight="null")
+    limit(max_deep_share="null", max_in_flight="null", max_joules_per_day="null")
 
 
 def test_tenant_without_a_share_of_deep_exits_gets_shallower_answers_that_say_so(
@@ -242,6 +242,28 @@ def test_tenant_without_a_share_of_deep_exits_gets_shallower_answers_that_say_so
     assert answer.json()["vireo"]["operating_point"] == "exit_1=2,exit_2=2,exit_3=0", "also if it asks for the last"
     refused = SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL, quality_floor=1.0))
     assert refused.error == "tenant_deep_share_exceeded"
+
+
+def test_joules_of_a_day_are_bounded_on_every_surface(
+    limited: Callable[..., None], door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    cap_j = 0.3
+    limited(max_joules_per_day=cap_j)
+
+    def is_spent() -> bool:
+        return SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL)).error == "spend_cap_reached"
+
+    wait_until(is_spent, "the joules of the day are spent")
+    for name, surface in UNARY.items():
+        answer = surface(door, Ask([new_picture()[0]], model=MODEL))
+        assert answer.error == "spend_cap_reached", name
+        assert answer.status in (429, grpc.StatusCode.RESOURCE_EXHAUSTED), name
+    day = door.http.get("/v1/budget").raise_for_status().json()["day"]
+    assert day["cap_j"] == cap_j
+    assert 0.0 < day["spent_j"] < 2.0 * cap_j
+    assert 0.0 < day["resets_in_s"] <= 86400.0
+    limited(max_joules_per_day="null")
+    wait_until(lambda: not is_spent(), "without a cap there is more")
 
 
 def test_requests_of_a_tenant_at_a_time_are_bounded_on_every_surface(

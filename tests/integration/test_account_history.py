@@ -4,8 +4,8 @@ Redis goes away, comes back and loses answers. The account never gives more than
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import TypeAlias
 
 import pytest
 import redis.asyncio as aioredis
@@ -20,46 +20,32 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from schedulers.admission import BucketLimits, Cost
-from serving.errors import StoreUnavailable
+from schedulers.admission import BucketLimits, Cost, Factors
 from serving.stores import keys, outbox
-from serving.stores.breaker import BreakerState
 from serving.stores.buckets import Hold
-from serving.stores.connection import RedisConfig, RedisConnection
+from serving.stores.connection import RedisConfig
 from serving.stores.redis_store import RedisStore
+from tests.support.redis_line import Line
 from tests.support.redis_server import embedded_redis
 
 RATE = 1e-3
-"""Joules per second: next to nothing while a test runs. Time passes by ``wait`` alone, so that a history can be played
-again."""
-_SLACK_J = 0.1
+"""Joules and seconds per second: next to nothing while a test runs. Time passes by ``wait`` alone, so that a history
+can be played again."""
+_SLACK = 0.1
+Pair: TypeAlias = tuple[float, float]
 
 
-class Line:
-    """A connection that can be cut: nothing arrives (``away``), or no answer does (``deaf``)."""
+def pair_of(*costs: Cost) -> Pair:
+    return sum(cost.joules for cost in costs), sum(cost.seconds for cost in costs)
 
-    def __init__(self, inner: RedisConnection) -> None:
-        self._inner = inner
-        self.state = "up"
 
-    @property
-    def breaker_state(self) -> BreakerState:
-        return BreakerState.CLOSED
-
-    async def call(self, name: str, send: Callable[[aioredis.Redis], Awaitable[Any]]) -> Any:
-        if self.state == "away":
-            raise StoreUnavailable("away")
-        answer = await self._inner.call(name, send)
-        if self.state == "deaf":
-            raise StoreUnavailable("no answer came")
-        return answer
-
-    async def stop(self) -> None:
-        await self._inner.stop()
+def added(one: Pair, other: Pair) -> Pair:
+    return one[0] + other[0], one[1] + other[1]
 
 
 class Account(RuleBasedStateMachine):
-    """``spent_j``: settled. ``error_j``: the most that one request took over what was reserved for it."""
+    """Joules and seconds, in this order. ``spent``: settled. ``error``: the most that one request took over what was
+    reserved for it."""
 
     url = ""
     number = 0
@@ -67,39 +53,49 @@ class Account(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.holds: list[tuple[Hold, float]] = []
-        self.spent_j = self.error_j = self.now_s = 0.0
+        self.holds: list[tuple[Hold, Pair]] = []
+        self.spent = self.error = (0.0, 0.0)
+        self.now_s = 0.0
         Account.number += 1
         self.tenant = f"history-{Account.number}"
 
     @initialize()
     def open_account(self) -> None:
-        self.limits = BucketLimits(joules_per_s=RATE, joules_burst=100.0, seconds_per_s=1e3, seconds_burst=1e3)
+        self.limits = BucketLimits(joules_per_s=RATE, joules_burst=100.0, seconds_per_s=RATE, seconds_burst=10.0)
         self.store = RedisStore(RedisConfig(url=self.url, timeout_s=5.0), clock=lambda: self.now_s)
 
         async def start() -> None:
             await self.store.start()
-            self.line = Line(self.store._connection)
-            self.store._connection = cast(Any, self.line)
+            self.line = Line(self.store)
             self.store._outbox._clock = lambda: 0.0  # what waits for Redis does not grow too old
 
         self.runner.run(start())
 
-    @rule(joules=st.floats(0.5, 60.0), overrun=st.sampled_from([1.0, 1.5, 8.0]), most=st.floats(0.0, 1.0))
-    def reserve(self, joules: float, overrun: float, most: float) -> None:
-        """It will take some part of ``overrun`` times its prediction: that is what an overrun promises."""
-        asking = self.store.lookup_and_reserve(self.tenant, [None], [Cost(joules, 0.01)], self.limits, overrun)
+    @rule(
+        joules=st.floats(0.5, 60.0),
+        seconds=st.floats(0.05, 6.0),
+        overrun=st.sampled_from([Factors(), Factors(1.5, 8.0), Factors(50.0, 1.0), Factors(1.0, 50.0)]),
+        most=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)),
+    )
+    def reserve(self, joules: float, seconds: float, overrun: Factors, most: Pair) -> None:
+        """It will take some part of ``overrun`` times its prediction, of each kind its own: that is what an overrun
+        promises."""
+        cost = Cost(joules, seconds)
+        asking = self.store.lookup_and_reserve(self.tenant, [None], [cost], self.limits, overrun)
         hold = self.runner.run(asking).hold
         if hold is not None:
-            self.holds.append((hold, most * overrun * joules))
+            took = (most[0] * overrun.joules * joules, most[1] * overrun.seconds * seconds)
+            self.holds.append((hold, took))
 
     @precondition(lambda self: self.holds)
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
-        hold, took_j = self.holds.pop(data.draw(st.integers(0, len(self.holds) - 1)))
-        self.spent_j += took_j
-        self.error_j = max(self.error_j, took_j - hold.cost.joules)
-        self.runner.run(self.store.settle(hold, Cost(took_j, 0.01)))
+        hold, took = self.holds.pop(data.draw(st.integers(0, len(self.holds) - 1)))
+        self.spent = added(self.spent, took)
+        reserved = (hold.cost.joules, hold.cost.seconds)
+        over = [one - other for one, other in zip(took, reserved, strict=True)]
+        self.error = (max(self.error[0], over[0]), max(self.error[1], over[1]))
+        self.runner.run(self.store.settle(hold, Cost(*took)))
 
     @precondition(lambda self: self.holds)
     @rule()
@@ -112,8 +108,7 @@ class Account(RuleBasedStateMachine):
     def crash(self) -> None:
         """Another gateway goes on; nobody settles what this one had open, so that its reservations stand. It has heard
         of the account before Redis goes away: one that had not would give its share of a full one."""
-        open_j = sum(hold.cost.joules for hold, _ in self.holds)
-        self.spent_j, self.holds = self.spent_j + open_j, []
+        self.spent, self.holds = added(self.spent, self.reserved()), []
         self.runner.run(self.store.stop())
         self.open_account()
         self.runner.run(self.store.charge(self.tenant, self.limits, Cost(0.0, 0.0)))
@@ -141,9 +136,13 @@ class Account(RuleBasedStateMachine):
     def gives_no_more_than_it_got(self) -> None:
         if not hasattr(self, "line"):
             return
-        got_j = self.limits.joules_burst + RATE * self.now_s + _SLACK_J
-        reserved_j = sum(hold.cost.joules for hold, _ in self.holds)
-        assert self.spent_j + reserved_j <= got_j + self.error_j
+        bursts = (self.limits.joules_burst, self.limits.seconds_burst)
+        taken = added(self.spent, self.reserved())
+        for burst, one_taken, error in zip(bursts, taken, self.error, strict=True):
+            assert one_taken <= burst + RATE * self.now_s + _SLACK + error
+
+    def reserved(self) -> Pair:
+        return pair_of(*(hold.cost for hold, _ in self.holds))
 
     def teardown(self) -> None:
         if hasattr(self, "line"):
@@ -157,9 +156,10 @@ class Account(RuleBasedStateMachine):
         await self.store._outbox.flush()
         assert not self.store.num_unsettled
         client = aioredis.Redis.from_url(self.url)
-        taken_j = float(await client.hget(keys.bucket(self.tenant), "taken_j") or 0.0)
+        stored = await client.hmget(keys.bucket(self.tenant), ["taken_j", "taken_s"])
         await client.aclose()
-        assert taken_j == pytest.approx(self.spent_j + sum(hold.cost.joules for hold, _ in self.holds), abs=1e-6)
+        taken = [float(value or 0.0) for value in stored]
+        assert taken == pytest.approx(list(added(self.spent, self.reserved())), abs=1e-6)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from schedulers.admission import Cost
+from schedulers.admission import Cost, Factors
 from schedulers.cost import CostModel, Price
 from schedulers.plan import Cost as PointCost
 from schedulers.plan import Point
@@ -28,9 +29,11 @@ from tests.support.fake_service import make_card
 from tests.support.waiting import until
 
 WATTS, BURST_J = 2.0, 0.1
+MANY = 1e4
 SHARE_S, STAGE_S = 0.0005, 0.001
 """Of a row in a large batch that leaves early, and of one of the four stages of a row alone."""
-MOST_J = WATTS * 4 * STAGE_S
+MOST_S = 4 * STAGE_S
+MOST_J = WATTS * MOST_S
 NUM_PARALLEL = 60
 
 
@@ -49,11 +52,13 @@ class Media:
 
 
 class Dispatcher:
-    """Rows that all stay to the last exit, on a machine so many times as slow as the one that was measured."""
+    """Rows that all stay to the last exit, on a machine so many times as slow as the one that was measured, which takes
+    so many times the power that was declared."""
 
-    def __init__(self, slowness: float) -> None:
+    def __init__(self, slowness: float, power: float = 1.0) -> None:
         self.taken_s = slowness * 4 * STAGE_S
-        self.spent_j = 0.0
+        self.taken_j = power * WATTS * self.taken_s
+        self.spent_j = self.spent_s = 0.0
         self.num_running = 0
         self.may_end = asyncio.Event()
 
@@ -67,20 +72,34 @@ class Dispatcher:
         self.num_running += 1
         await self.may_end.wait()
         self.num_running -= 1
-        self.spent_j += WATTS * self.taken_s * len(samples)
-        row = SampleAnswer({"probabilities": ("<f4", (1,), b"\0\0\x80\x3f")}, 3, False, 0.0, self.taken_s)
+        self.spent_j += self.taken_j * len(samples)
+        self.spent_s += self.taken_s * len(samples)
+        outputs = {"probabilities": ("<f4", (1,), b"\0\0\x80\x3f")}
+        row = SampleAnswer(outputs, 3, False, 0.0, self.taken_s, self.taken_j, "nvml")
         settle([row] * len(samples))
         return [row] * len(samples)
 
 
-@pytest.fixture
-async def results(url: str, request: pytest.FixtureRequest) -> AsyncIterator[ResultStore]:
-    tenant = {"name": f"t{abs(hash(request.node.name))}", "joules_per_s": 1e-9, "burst_j": BURST_J}
+@asynccontextmanager
+async def made_results(url: str, name: str, burst_j: float, burst_s: float = MANY) -> AsyncIterator[ResultStore]:
+    tenant = {
+        "name": f"t{abs(hash(name))}",
+        "joules_per_s": 1e-9,
+        "burst_j": burst_j,
+        "seconds_per_s": 1e-9,
+        "burst_s": burst_s,
+    }
     redis = {"url": url, "timeout_s": 5.0, "secret": "s" * 32}
     results = ResultStore(resolve(from_mapping({"redis": redis, "tenants": [tenant]})))
     assert await results.start()
     yield results
     await results.stop()
+
+
+@pytest.fixture
+async def results(url: str, request: pytest.FixtureRequest) -> AsyncIterator[ResultStore]:
+    async with made_results(url, request.node.name, BURST_J) as results:
+        yield results
 
 
 def make_service(results: ResultStore, dispatcher: Dispatcher) -> UnaryRequests:
@@ -137,10 +156,29 @@ async def test_parallel_requests_spend_no_more_than_there_is(results: ResultStor
     assert num_answered >= 0.5 * BURST_J / (slowness * MOST_J), "what there is can be spent"
 
 
+@pytest.mark.parametrize("num_fitting", [80, 600])
+@pytest.mark.parametrize(("slowness", "power"), [(1.0, 67.0), (1.0, 50.0), (50.0, 1 / 50), (0.5, 100.0)])
+async def test_joules_may_be_far_off_where_seconds_are_right_and_seconds_where_joules_are(
+    url: str, request: pytest.FixtureRequest, slowness: float, power: float, num_fitting: int
+) -> None:
+    """The account holds as many requests as predicted, of both kinds."""
+    dispatcher, wrong = Dispatcher(slowness, power), max(slowness, slowness * power)
+    name, burst_j, burst_s = request.node.name, num_fitting * MOST_J, num_fitting * MOST_S
+    async with made_results(url, name, burst_j, burst_s) as results:
+        service, tenant = make_service(results, dispatcher), tenant_of(results)
+        num_answered = 0
+        for _ in range(8):
+            num_answered += await parallel(service, dispatcher, tenant)
+            await settled(results)
+    assert dispatcher.spent_j <= burst_j + max(0.0, dispatcher.taken_j - MOST_J)
+    assert dispatcher.spent_s <= burst_s + max(0.0, dispatcher.taken_s - MOST_S)
+    assert num_answered >= 0.5 * num_fitting / wrong, "what there is can be spent"
+
+
 async def test_one_that_may_take_more_than_there_is_runs_alone_and_gives_back(results: ResultStore) -> None:
     dispatcher = Dispatcher(1.0)
     service, tenant = make_service(results, dispatcher), tenant_of(results)
-    before = await results.reserve(tenant, Cost(0.02, 0.0), overrun=8.0)
+    before = await results.reserve(tenant, Cost(0.02, 0.0), overrun=Factors(joules=8.0))
     assert before.cost is not None
     assert before.cost.joules == pytest.approx(BURST_J)
     assert await parallel(service, dispatcher, tenant, 3) == 0

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import redis.asyncio as aioredis
 
-from schedulers.admission import NOTHING, Cost
+from schedulers.admission import NOTHING, Cost, Factors
 from serving.config import ResolvedConfig, from_mapping, resolve
 from serving.config.sections import TenantSettings
+from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.answers import CODEC, StoredAnswer
 from serving.errors import AccountUnavailable, QuotaExceeded, QuotaTooSmall, StoreUnavailable
 from serving.front.status import retry_after_s
@@ -281,7 +282,7 @@ async def test_what_another_gives_back_is_seen_within_a_second(
     results: ResultStore, url: str, by_a_job: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = ResultStore(make_config(url))
-    holding = await other.reserve("acme", Cost(10.0, 1.0), overrun=10.0)  # all there is
+    holding = await other.reserve("acme", Cost(10.0, 1.0), overrun=Factors(10.0, 10.0))  # all there is
     with pytest.raises(QuotaExceeded):
         await results.reserve("acme", Cost(10.0, 1.0))
     if by_a_job:
@@ -292,8 +293,87 @@ async def test_what_another_gives_back_is_seen_within_a_second(
     with pytest.raises(QuotaExceeded):
         results.check_account("acme", Cost(10.0, 1.0))
     monkeypatch.setattr(results._store, "_clock", lambda: time.monotonic() + FRESH_S)
-    results.check_account("acme", Cost(10.0, 1.0))
+    await results.admit("acme", Cost(10.0, 1.0))
     assert (await results.reserve("acme", Cost(10.0, 1.0))).cost == Cost(10.0, 1.0)
+
+
+async def in_debt(results: ResultStore) -> None:
+    (await results.reserve("acme", Cost(1.0, 0.1))).settle(500.0, 0.1)
+    await until(lambda: not results._background)
+
+
+async def test_account_in_debt_lets_nobody_in_however_long_it_lasts(
+    results: ResultStore, observer: RecordingObserver
+) -> None:
+    """Once a second, somebody was let through to decoding: what Redis had said was too old to go by, and nobody asked
+    again."""
+    await in_debt(results)
+    pipeline = Pipeline(results, PipelineLimits(max_in_flight=100, default_deadline_s=1.0))
+    begun_s, num_asked = time.monotonic(), 200
+    for number in range(num_asked):
+        results._store._clock = lambda now_s=begun_s + 0.1 * number: now_s  # type: ignore[misc]
+        with pytest.raises(QuotaExceeded) as caught:
+            async with pipeline.admitted("acme", "m", lambda: 0.0, deadline_s=time.monotonic() + 1.0):
+                pytest.fail("it would be decoded now")
+        assert caught.value.retry_after_s == pytest.approx(4e11, rel=0.01)  # 400 J are owed, 1 nJ comes each second
+    assert 1 <= observer.calls["account", "ok"] <= 0.1 * num_asked / FRESH_S
+    assert observer.calls["lookup_and_reserve", "ok"] == 1
+
+
+async def test_gateway_that_has_just_come_up_lets_nobody_in_whose_account_is_empty(
+    results: ResultStore, url: str
+) -> None:
+    await in_debt(results)
+    fresh = ResultStore(make_config(url))
+    with pytest.raises(QuotaExceeded):
+        await fresh.admit("acme")
+    await fresh.admit("rival")
+    await finish(fresh)
+
+
+async def test_many_who_want_to_know_the_same_ask_once(
+    results: ResultStore, observer: RecordingObserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await in_debt(results)
+    monkeypatch.setattr(results._store, "_clock", lambda: time.monotonic() + 2 * FRESH_S)
+    asking = [asyncio.create_task(results.admit("acme")) for _ in range(50)]
+    await asyncio.sleep(0)
+    asking[0].cancel()  # whoever leaves takes nothing from the others
+    ends = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(ends[0], asyncio.CancelledError)
+    assert all(isinstance(end, QuotaExceeded) for end in ends[1:])
+    assert observer.calls["account", "ok"] == 1
+    assert results._looks == {}
+
+
+async def test_who_has_been_paid_back_is_let_in_as_soon_as_news_are_old(
+    results: ResultStore, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await in_debt(results)
+    other = ResultStore(make_config(url))
+    await other.correct_job("acme", "job", Cost(450.0, 0.0), Cost(0.0, 0.0))
+    await finish(other)
+    monkeypatch.setattr(results._store, "_clock", lambda: time.monotonic() + 2 * FRESH_S)
+    await results.admit("acme", Cost(40.0, 0.1))
+    with pytest.raises(QuotaExceeded):
+        await results.admit("acme", Cost(60.0, 0.1))
+
+
+async def test_who_has_enough_is_let_in_without_a_look(
+    results: ResultStore, observer: RecordingObserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await results.reserve("acme", Cost(10.0, 1.0))
+    monkeypatch.setattr(results._store, "_clock", lambda: time.monotonic() + 100.0)
+    for _ in range(10):
+        await results.admit("acme", Cost(1.0, 0.1))
+    assert observer.calls["account", "ok"] == 0
+
+
+async def test_look_that_redis_does_not_answer_lets_in(url: str) -> None:
+    results = ResultStore(make_config("unix:///nonexistent/redis.sock"))
+    await results.admit("acme", Cost(1.0, 0.1))
+    assert (await results.reserve("acme", Cost(1.0, 0.1))).cost is not None
+    await finish(results)
 
 
 async def test_old_news_let_no_more_be_decoded_than_the_account_ever_holds(results: ResultStore) -> None:
@@ -333,7 +413,7 @@ async def test_account_says_what_is_left_set_aside_and_spent(results: ResultStor
     assert (account.level.joules, account.reserved, account.spent, account.num_open) == (100.0, NOTHING, NOTHING, 0)
     (await results.reserve("acme", Cost(10.0, 1.0))).settle(4.0, 0.5)
     await finish(results)
-    running = await results.reserve("acme", Cost(20.0, 2.0), overrun=1.5)
+    running = await results.reserve("acme", Cost(20.0, 2.0), overrun=Factors(1.5, 1.5))
     account = await results.account("acme")
     assert account is not None
     assert (account.level.joules, account.level.seconds) == (pytest.approx(66.0), pytest.approx(6.5))

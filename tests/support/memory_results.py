@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from schedulers.admission import NOTHING, Cost
+from schedulers.admission import AS_PREDICTED, NOTHING, Cost, Factors
 from serving.errors import QuotaExceeded
 from serving.stores.results import Codec, Lookup, Reservation, ResultName
 from serving.stores.sealed import ResultCache, ResultKey
@@ -34,7 +34,7 @@ class MemoryResults:
     def settled_s(self) -> list[float]:
         return [cost.seconds for cost in self.settled]
 
-    def check_account(self, tenant: str, least: Cost = NOTHING, count: int = 1) -> None:
+    async def admit(self, tenant: str, least: Cost = NOTHING, count: int = 1) -> None:
         if self.is_empty:
             raise QuotaExceeded("empty", retry_after_s=1.0)
 
@@ -47,7 +47,7 @@ class MemoryResults:
         codec: Codec[T],
         tenant: str,
         costs: Sequence[Cost],
-        overrun: float = 1.0,
+        overrun: Factors = AS_PREDICTED,
     ) -> Lookup[T]:
         self.num_look_ups += 1
         await asyncio.sleep(0)
@@ -61,7 +61,7 @@ class MemoryResults:
         total = Cost(sum(cost.joules for cost in missing), sum(cost.seconds for cost in missing))
         return Lookup(found, self._reserved(tenant, total))
 
-    async def reserve(self, tenant: str, cost: Cost, overrun: float = 1.0) -> Reservation:
+    async def reserve(self, tenant: str, cost: Cost, overrun: Factors = AS_PREDICTED) -> Reservation:
         return self._reserved(tenant, cost)
 
     def _reserved(self, tenant: str, cost: Cost) -> Reservation:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from models import registry
 from models.contract import Family, Value, Variant
 from schedulers.admission import Cost
-from schedulers.overrun import Overrun
+from schedulers.overrun import Overruns
 from schedulers.plan import Load
 from serving.config import JobOptions, ResolvedModel
 from serving.domain import Budget, Degradation, Report, Surface
@@ -117,14 +117,14 @@ class JobPlan:
 class JobModel:
     """A served model. ``card``: what its task tells clients. ``plan``: (request, a seed for it, what it
     meets) -> JobPlan, which decides what the request leaves open; raises ClientError for what the model cannot do.
-    ``prepare``: what is done with a request before, which may take a while: its picture is decoded, say. ``overrun``:
+    ``prepare``: what is done with a request before, which may take a while: its picture is decoded, say. ``overruns``:
     learnt from what jobs took."""
 
     card: Any
     plan: Callable[[Any, int, Load], JobPlan]
     prepare: Callable[[Any], Awaitable[Any]] | None = None
     replicas: int = 1
-    overrun: Overrun = field(default_factory=lambda: Overrun(_UNPROVEN))
+    overruns: Overruns = field(default_factory=lambda: Overruns(_UNPROVEN))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

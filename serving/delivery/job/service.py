@@ -103,7 +103,7 @@ class Jobs:
             plan = model.plan(request, self._seed(request, job_id), load)
         self._pipeline.bending.planned(request.model, request.tenant, plan.predicted_s, plan.degradation)
         job, inputs = self._record(request, model, job_id, plan), _bytes_of(plan.request)
-        reservation = await self._pipeline.results.reserve(job.owner, plan.most, model.overrun.factor)
+        reservation = await self._pipeline.results.reserve(job.owner, plan.most, model.overruns.factors)
         # Whoever leaves now leaves a job behind or none, and a charge that belongs to it.
         making = asyncio.ensure_future(self._make(request, job, inputs, reservation, reservation.cost or plan.most))
         self._making.add(making)

@@ -19,7 +19,7 @@ from models.io import ImageIO, ImageRequest
 from schedulers.admission import NOTHING, Cost
 from schedulers.charge import Charge
 from schedulers.cost import Units
-from schedulers.overrun import Overrun
+from schedulers.overrun import Overruns
 from schedulers.plan import Load, Plan, Point, Settings
 from serving.bending import degradation_of
 from serving.delivery.job.base import JobPlan
@@ -47,14 +47,14 @@ _DEADLINE_GRACE_S = 0.25
 class ServedModel:
     """A model and the way to it.
 
-    ``words``: what its network takes of a prompt. ``overrun`` and ``charge``: learnt from what its rows took.
+    ``words``: what its network takes of a prompt. ``overruns`` and ``charge``: learnt from what its rows took.
     """
 
     card: Card
     points: Points
     dispatcher: Dispatcher
     words: Callable[[str], Array] | None = None
-    overrun: Overrun = field(default_factory=Overrun)
+    overruns: Overruns = field(default_factory=Overruns)
     charge: Charge = field(default_factory=Charge)
 
     def alone_s(self, point: Point, request: ImageRequest | None, exit_index: int | None = None) -> float:
@@ -223,7 +223,7 @@ class UnaryRequests:
             names=[name(key_of(model.card, request, choice, row)) for row in rows],
             codec=CODEC,
             costs=[Cost(seconds * watts, seconds) for seconds in most_s],
-            overrun=model.overrun.factor,
+            overrun=model.overruns.factors,
             urgency=(RANKS[request.budget.priority], deadline_s),
             run=run,
             kept=kept,
@@ -264,7 +264,8 @@ def _learn(
     for request, outcome in zip(requests, outcomes, strict=False):  # none, where it is not known what ran
         if isinstance(outcome, SampleAnswer):
             taken, watts = outcome.spent.charged(model.points.watts), model.points.watts
-            model.overrun.observe(model.alone_s(point, request, outcome.exit_index), taken.dearest_s(watts))
+            alone_s = model.alone_s(point, request, outcome.exit_index)
+            model.overruns.observe(Cost(alone_s * watts, alone_s), Cost(taken.joules or 0.0, taken.seconds))
             share_s = point.cost.busy(model.points.work(point.settings, request))
             model.charge.observe(share_s, (taken.joules or 0.0) / watts)
 

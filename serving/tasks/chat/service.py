@@ -14,12 +14,12 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from models.contract import Prompts, Turn
 from models.io import ChatTokens
-from schedulers.admission import Cost
+from schedulers.admission import Cost, Factors
 from schedulers.answer_cost import AnswerCost
 from schedulers.cost import Units
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.fair_wait import FairWait
-from schedulers.overrun import Overrun
+from schedulers.overrun import Overruns
 from schedulers.plan import Load
 from schedulers.retry_budget import RetryBudget
 from serving.delivery.pipeline import Fetch, Pipeline, served
@@ -49,7 +49,7 @@ _MAX_INLINE_CHARS = 4096
 @dataclass(frozen=True, kw_only=True)
 class ServedChat:
     """A chat model and the way to it. ``watts``: power of a busy replica, an assumption. ``measured``: how good its
-    answers are. ``work``: of one answer. ``slots``: answers that are written at a time. ``overrun``: learnt from what
+    answers are. ``work``: of one answer. ``slots``: answers that are written at a time. ``overruns``: learnt from what
     answers took."""
 
     card: Card
@@ -61,7 +61,7 @@ class ServedChat:
     watts: float
     slots: int
     measured: Measured = field(default_factory=Measured)
-    overrun: Overrun = field(default_factory=Overrun)
+    overruns: Overruns = field(default_factory=Overruns)
 
 
 class Images(Protocol):
@@ -101,9 +101,10 @@ class _Ready:
         return Cost(self.plan.reserved_s * self.model.watts, self.plan.reserved_s)
 
     @property
-    def overrun(self) -> float:
+    def overrun(self) -> Factors:
         """How many times that it may take."""
-        return max(self.plan.share, self.model.overrun.factor)
+        learnt, share = self.model.overruns.factors, self.plan.share
+        return Factors(max(share, learnt.joules), max(share, learnt.seconds))
 
 
 class _Whole(NamedTuple):
@@ -314,7 +315,9 @@ class ChatService:
             reservation.settle(charged.joules or 0.0, charged.seconds)
             tiles = ready.plan.max_tiles
             point = "default" if tiles is None else f"max_tiles={tiles}"  # a cap in tokens makes no other work
-            ready.model.overrun.observe(generation.predicted_s(), charged.dearest_s(ready.model.watts))
+            predicted_s = generation.predicted_s()
+            predicted = Cost(predicted_s * ready.model.watts, predicted_s)
+            ready.model.overruns.observe(predicted, Cost(charged.joules or 0.0, charged.seconds))
             self._pipeline.spent(model, ready.request.tenant, point, charged)
 
         try:

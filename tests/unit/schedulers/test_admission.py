@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedulers.admission import BucketLimits, BucketState, Cost, full, refill, reserve, settle, widened
+from schedulers.admission import BucketLimits, BucketState, Cost, Factors, full, refill, reserve, settle, widened
 
 LIMITS = BucketLimits(joules_per_s=10.0, joules_burst=100.0, seconds_per_s=0.5, seconds_burst=2.0)
 
@@ -109,6 +110,14 @@ def test_impossible_limits_are_refused_by_name(name: str, value: float) -> None:
         BucketLimits(**numbers)
 
 
+@pytest.mark.parametrize("name", ["max_joules_per_day", "max_joules_per_month"])
+@pytest.mark.parametrize("value", [-1.0, 0.0, math.nan])
+def test_impossible_caps_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        replace(LIMITS, **{name: value})
+    assert replace(LIMITS, **{name: math.inf}).most_j == LIMITS.joules_burst
+
+
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_impossible_cost_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="joules"):
@@ -132,4 +141,12 @@ def test_a_request_is_widened_to_the_burst_or_alone_to_what_is_there(
     joules: float, overrun: float, is_alone: bool, expected: float
 ) -> None:
     state = BucketState(40.0, 2.0, 0.0)
-    assert widened(state, LIMITS, Cost(joules, 0.0), overrun, is_alone=is_alone) == Cost(expected, 0.0)
+    factors = Factors(joules=overrun, seconds=8.0)
+    assert widened(state, LIMITS, Cost(joules, 0.125), factors, is_alone=is_alone) == Cost(expected, 1.0)
+
+
+def test_a_request_is_widened_to_the_caps_or_alone_to_what_they_leave() -> None:
+    state, limits = BucketState(40.0, 2.0, 0.0), replace(LIMITS, max_joules_per_day=30.0, max_joules_per_month=60.0)
+    for is_alone, expected in ((False, 30.0), (True, 20.0)):
+        cost = widened(state, limits, Cost(10.0, 0.0), Factors(joules=8.0), is_alone=is_alone, room_j=20.0)
+        assert cost == Cost(expected, 0.0)

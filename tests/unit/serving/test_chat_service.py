@@ -26,6 +26,7 @@ from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.stream.links import ChatLinks
 from serving.delivery.stream.wire import ChatDelta, EngineRequest, FinishReason
 from serving.domain import Budget, Degradation, Priority, Surface, within_priority
+from serving.energy.replica import ReplicaEnergy
 from serving.errors import (
     BudgetInfeasible,
     DeadlineExceeded,
@@ -484,6 +485,17 @@ async def test_quotas_are_reserved_settled_and_refuse() -> None:
     assert world.seen == []
     await world.ask(request())
     await world.check_nothing_is_left()
+
+
+@virtual
+async def test_joules_of_answers_say_nothing_of_their_seconds() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReplicaEnergy, "take", lambda self, work_s: 50.0 * WATTS * work_s)
+        world = World()
+        for number in range(3):
+            await world.ask(request(str(number)))
+    factors = world.service._models[MODEL].overruns.factors
+    assert factors.joules > 20.0 * factors.seconds
 
 
 @virtual

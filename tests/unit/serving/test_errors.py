@@ -62,6 +62,7 @@ CODES = {
     "QueueFull": "queue_full",
     "DeadlineUnreachable": "deadline_unreachable",
     "QuotaExceeded": "quota_exceeded",
+    "SpendCapReached": "spend_cap_reached",
     "TooManyInFlight": "tenant_in_flight_exceeded",
     "TooManyJobs": "tenant_jobs_exceeded",
     "TooManyBytes": "tenant_kv_exceeded",

@@ -16,7 +16,7 @@ from tests.support.waiting import until
 
 
 class Results:
-    def check_account(self, tenant: str, *_: object) -> None:
+    async def admit(self, tenant: str, *_: object) -> None:
         pass
 
 

@@ -1722,8 +1722,40 @@ class Allowance(_message.Message):
 Global___Allowance: _TypeAlias = Allowance  # noqa: Y015
 
 @_typing.final
+class Spending(_message.Message):
+    """Joules that a tenant spends in this day or month of UTC."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPENT_J_FIELD_NUMBER: _builtins.int
+    CAP_J_FIELD_NUMBER: _builtins.int
+    RESETS_IN_S_FIELD_NUMBER: _builtins.int
+    spent_j: _builtins.float
+    """Charged, or set aside for requests that run."""
+    cap_j: _builtins.float
+    """The most that may be; absent: no limit."""
+    resets_in_s: _builtins.float
+    """Seconds until the next day or month begins."""
+    def __init__(
+        self,
+        *,
+        spent_j: _builtins.float = ...,
+        cap_j: _builtins.float | None = ...,
+        resets_in_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cap_j", b"_cap_j", "cap_j", b"cap_j"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cap_j", b"_cap_j", "cap_j", b"cap_j", "resets_in_s", b"resets_in_s", "spent_j", b"spent_j"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cap_j: _TypeAlias = _typing.Literal["cap_j"]  # noqa: Y015
+    _WhichOneofArgType__cap_j: _TypeAlias = _typing.Literal["_cap_j", b"_cap_j"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cap_j) -> _WhichOneofReturnType__cap_j | None: ...
+
+Global___Spending: _TypeAlias = Spending  # noqa: Y015
+
+@_typing.final
 class TenantBudget(_message.Message):
-    """What a tenant may spend. Without a quota, both kinds are absent."""
+    """What a tenant may spend. Without a quota, all but name and "open" are absent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1731,6 +1763,8 @@ class TenantBudget(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     JOULES_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Its name."""
     open: _builtins.int
@@ -1743,6 +1777,14 @@ class TenantBudget(_message.Message):
     def seconds(self) -> Global___Allowance:
         """Time on the engines."""
 
+    @_builtins.property
+    def day(self) -> Global___Spending:
+        """Of this day."""
+
+    @_builtins.property
+    def month(self) -> Global___Spending:
+        """Of this month."""
+
     def __init__(
         self,
         *,
@@ -1750,10 +1792,12 @@ class TenantBudget(_message.Message):
         open: _builtins.int = ...,
         joules: Global___Allowance | None = ...,
         seconds: Global___Allowance | None = ...,
+        day: Global___Spending | None = ...,
+        month: Global___Spending | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["joules", b"joules", "seconds", b"seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "joules", b"joules", "month", b"month", "seconds", b"seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["joules", b"joules", "open", b"open", "seconds", b"seconds", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "joules", b"joules", "month", b"month", "open", b"open", "seconds", b"seconds", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,8 +43,13 @@ def test_budget_is_that_of_the_key(door: ServedDoor) -> None:
     kinds = {"level": 60.0, "per_s": 2.0, "burst": 100.0, "reserved": 12.0, "spent": 4310.0, "full_in_s": 20.0}
     assert document["joules"] == kinds
     assert document["seconds"]["full_in_s"] is None
+    assert document["day"] == {"spent_j": 500.0, "cap_j": 900.0, "resets_in_s": 23 * 3600.0}
+    assert (document["month"]["spent_j"], document["month"]["cap_j"]) == (700.0, None)
     shown = vireo(door, "--key", "ada").stdout
     assert all(word in shown for word in ("ada", "4310", "20 s", "never"))
+    day, month = (next(line for line in shown.splitlines() if f"joules/{each}" in line) for each in ("day", "month"))
+    assert all(word in day.split() for word in ("400", "900", "500", "23"))
+    assert "no limit" in month
 
 
 def test_tenant_without_a_quota_has_no_limit(door: ServedDoor) -> None:

@@ -52,6 +52,7 @@ def test_agreed_statuses() -> None:
         errors.BudgetInfeasible: (422, StatusCode.FAILED_PRECONDITION),
         errors.QuotaTooSmall: (422, StatusCode.FAILED_PRECONDITION),
         errors.QuotaExceeded: (429, StatusCode.RESOURCE_EXHAUSTED),
+        errors.SpendCapReached: (429, StatusCode.RESOURCE_EXHAUSTED),
         errors.QueueFull: (429, StatusCode.RESOURCE_EXHAUSTED),
         errors.UnknownModel: (404, StatusCode.NOT_FOUND),
         errors.Unauthenticated: (401, StatusCode.UNAUTHENTICATED),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from schedulers.admission import BucketLimits, Cost, OverBudget
+from schedulers.admission import BucketLimits, Cost, Factors, OverBudget
 from serving.stores import buckets
 from serving.stores.buckets import Hold, LocalBuckets
 
@@ -69,3 +69,10 @@ def test_reservations_that_nobody_settles_do_not_pile_up(monkeypatch: pytest.Mon
     first, *rest = [granted(local.reserve("a", LIMITS, Cost(1.0, 0.0), 0.0)) for _ in range(4)]
     assert not local.settle(first, Cost(0.0, 0.0), 0.0)
     assert all(local.settle(hold, Cost(0.0, 0.0), 0.0) for hold in rest)
+
+
+def test_joules_and_seconds_are_widened_apart() -> None:
+    local, overrun = LocalBuckets(), Factors(joules=50.0, seconds=2.0)
+    assert granted(local.reserve("a", LIMITS, Cost(1.0, 1.0), 0.0, overrun)).cost == Cost(50.0, 2.0)
+    assert granted(local.reserve("a", LIMITS, Cost(1.0, 1.0), 0.0, overrun)).cost == Cost(50.0, 2.0)
+    refused(local.reserve("a", LIMITS, Cost(1.0, 1.0), 0.0, overrun))

@@ -525,10 +525,14 @@ async def test_budget_over_grpc_is_that_of_the_caller_as_over_http(budgets: Fron
         over_http = (await asgi(budgets.app, "GET", "/v1/budget", b"", {"x-api-key": tenant})).json
         assert (reply.tenant, reply.open) == (over_http["tenant"], over_http["open"])
         assert reply.tenant == tenant
-        for kind in ("joules", "seconds"):
+        for kind in ("joules", "seconds", "day", "month"):
             said = {field.name: value for field, value in getattr(reply, kind).ListFields()}
             assert said == {name: value for name, value in (over_http[kind] or {}).items() if value}
     assert reply.joules.burst == 0.0, "bob has no quota"
+    assert not reply.HasField("day")
+    ada = await budgets.grpc.GetBudget(vireo_pb2.GetBudgetRequest(), FakeContext([("x-api-key", "ada")]))
+    assert (ada.day.spent_j, ada.day.cap_j, ada.day.resets_in_s) == (500.0, 900.0, 23 * 3600.0)
+    assert (ada.month.spent_j, ada.month.HasField("cap_j")) == (700.0, False)
 
 
 async def test_budget_needs_a_key_and_all_of_them_an_admins(budgets: FrontDoor) -> None:
