@@ -127,7 +127,9 @@ def run(
         every=plan.every,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    state = carried_out(attack, plan, folder / STATE_FILE, on_progress, hold)
+    state, was_over = carried_out(attack, plan, folder / STATE_FILE, on_progress, hold)
+    if was_over and len(kept := read_records(folder)) == len(chosen):
+        return kept
     best = _spread(recipe.space, state, stacked(chosen)) if isinstance(recipe.space, Patch) else state.best
     records = [
         _measured(plan, victim, state, case, index, made_on, prompts[index], best[index])
@@ -145,26 +147,29 @@ def carried_out(
     path: Path,
     on_progress: OnProgress = no_progress,
     hold: Callable[[], None] = lambda: None,
-) -> State:
-    """The state after ``plan.iterations``, from the file if there is one, which is kept up to date.
+) -> tuple[State, bool]:
+    """The state after ``plan.iterations``, from the file if there is one, which is kept up to date; and whether nothing
+    was left to do.
 
     Raises: ValueError: the file is of another attack, or of other pictures.
     """
     state = State.load(path) if path.is_file() else attack.begin()
     if state.label != attack.label:
         raise ValueError(f"{path} is of another run ({state.label}); choose another folder, or remove it")
-    saved_s = time.monotonic()
+    saved_s, was_over = time.monotonic(), True
     on_progress(plan.attack, state.iteration, plan.iterations)
     while True:
         hold()
         if not attack.advance(state, plan.iterations):
             break
+        was_over = False
         on_progress(plan.attack, state.iteration, plan.iterations)
         if time.monotonic() - saved_s > SAVE_EVERY_S:
             state.save(path)
             saved_s = time.monotonic()
-    state.save(path)
-    return state
+    if not was_over:
+        state.save(path)
+    return state, was_over
 
 
 def read_records(folder: Path) -> list[Record]:
