@@ -30,9 +30,9 @@ from loadtest.adversarial.victim import Victim, load_victim
 from models.registry import families
 from tests.benchmarks.common import (
     ROOT,
-    add_output_options,
     markdown_table,
     out_dir,
+    parser_of,
     print_table,
     provenance,
     write_results,
@@ -49,8 +49,7 @@ SEED = 1
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_output_options(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", choices=sorted(PARTS), action="append", help="this part anew (may be repeated)")
     parser.add_argument("--model", action="append", help="chat model (may be repeated; default: all that are here)")
     parser.add_argument("--attack", action="append", choices=sorted(RECIPES), help="this attack (may be repeated)")
