@@ -22,7 +22,6 @@ from schedulers.types import Priority
 from serving.bending import bends_after_s
 from serving.cli.simulated import model_of
 from serving.config.sections import BendingSettings
-from serving.operating_points import dearest_seconds, load_table, planned_points, usual_work
 
 LOADS = (0.8, 1.2, 2.0, 3.0)
 SEEDS = (1, 2)
@@ -47,7 +46,7 @@ class Site:
 
 
 SITES = (
-    Site(model="dyn-perceiver-nano", replicas=1, budget_s=0.25, patience_s=30.0, room=512, seconds=4.0),
+    Site(model="dyn-perceiver-nano", replicas=1, budget_s=0.25, patience_s=30.0, room=512, seconds=2.0),
     Site(model="texthawk2-nano", replicas=1, budget_s=5.0, patience_s=30.0, room=256, seconds=300.0),
     Site(model="dit-moe-nano", replicas=2, budget_s=5.0, patience_s=60.0, room=256, seconds=60.0),
     Site(model="vdit-nano", replicas=2, budget_s=60.0, patience_s=600.0, room=256, seconds=1500.0),
@@ -57,14 +56,11 @@ SITES = (
 def system_of(site: Site) -> System:
     """Quality bends as it does by default at a gateway, or in a queue of jobs, that has this room."""
     family, variant = find(site.model)
-    points = planned_points(load_table(variant))
-    usual_s = dearest_seconds(points, usual_work(family, variant)) / site.replicas
+    model = model_of(family, variant)
+    usual_s = 1.0 / capacity_per_s(model, site.replicas)
     after_s = bends_after_s(BendingSettings(), family.shape, usual_s, gateways=1, room=site.room)
     return System(
-        models=(model_of(family, variant),),
-        replicas={site.model: site.replicas},
-        bend_after_s={site.model: after_s},
-        room=site.room,
+        models=(model,), replicas={site.model: site.replicas}, bend_after_s={site.model: after_s}, room=site.room
     )
 
 
