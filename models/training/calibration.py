@@ -244,7 +244,9 @@ def hardware(device: torch.device, num_threads: int | None = None) -> Hardware:
 def _busy_cores() -> float:
     """What others keep busy while this process waits. The load average would still be that of a calibration that has
     just ended."""
-    return round(psutil.cpu_percent(_LOOK_S) / 100 * (psutil.cpu_count() or 1), 2)
+    share: float = psutil.cpu_percent(_LOOK_S) / 100
+    cores: int = psutil.cpu_count() or 1
+    return round(share * cores, 2)
 
 
 def _cpu_name() -> str:
