@@ -190,6 +190,11 @@ class FairQueue(Generic[UnitT]):
         if flow.units.num_entries:
             self._list(flow)
 
+    def has(self, tenant: str) -> bool:
+        """Whether a tenant has something waiting."""
+        flow = self._flows.get(tenant)
+        return flow is not None and flow.units.num_entries > 0
+
     def num_alike(self, unit: UnitT) -> int:
         """How many wait that may be taken together with this one, itself counted if it waits here."""
         return 1 if unit.batch_key is None else self._num_of_key.get(unit.batch_key, 0)

@@ -8,6 +8,7 @@ Where one tenant floods, its own requests see the whole queue, and those of the 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from schedulers.fair_queue import EQUAL, Weights, checked
 
@@ -64,3 +65,11 @@ class FairWait:
             limit_s = turns_s * waiting.weight
             total_s += waiting.seconds if waiting.seconds < limit_s else limit_s
         return total_s if own is None else total_s - min(own_s, turns_s * own.weight) + own_s
+
+
+def turn_s(waiting_s: Mapping[str, float], tenant: str, seconds: float, weights: Weights = EQUAL) -> float:
+    """``FairWait.wait_s`` where what waits, by tenant, is looked up and not kept."""
+    own_s = waiting_s.get(tenant, 0.0)
+    turns_s = (own_s + seconds) / weights.get(tenant, 1.0)
+    others = (min(each_s, turns_s * weights.get(other, 1.0)) for other, each_s in waiting_s.items() if other != tenant)
+    return own_s + math.fsum(others)

@@ -20,13 +20,14 @@ from schedulers.types import UnitArrived
 
 class Unit:
     """One live unit. The kernel owns it; a policy only changes ``stage``, ``answer_stage``, ``rank``, ``state``,
-    ``elsewhere_j`` and, while the unit is not in the order, ``batch_key``."""
+    ``elsewhere_j`` and, while the unit is not in the order, ``batch_key`` and ``due_s``."""
 
     __slots__ = (
         "answer_stage",
         "arrived_s",
         "batch_key",
         "deadline_s",
+        "due_s",
         "elsewhere_j",
         "held_bytes",
         "is_cancelled",
@@ -49,6 +50,8 @@ class Unit:
         self.unit_id = arrival.unit_id
         self.work = arrival.work
         self.deadline_s = arrival.deadline_s
+        #: When it should be done, to those who order by it: its deadline, or sooner.
+        self.due_s = arrival.deadline_s
         self.priority = arrival.priority
         #: Among the units of a tenant, the smallest goes first; ``number`` breaks ties.
         self.rank = (float(-arrival.priority), arrival.deadline_s)

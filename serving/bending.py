@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from models.contract import Shape
-from schedulers.bending import Limits, Pressure, Shares, depth
+from schedulers.bending import Limits, Pressure, Shares, depth, limits_of
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.plan import Plan
 from schedulers.types import Priority as SchedulerPriority
@@ -39,14 +39,15 @@ def bends_after_s(settings: BendingSettings, shape: Shape, usual_s: float, *, ga
     match shape:
         case "job":
             return queue_limit_s(settings.jobs_after_s, usual_s, room=room)
-        case "stream":
+        case "stream":  # and never before a chat waits as long as it takes: see ``Bending.depth``
             return queue_limit_s(settings.chat_after_s, 0.0, gateways=gateways)
         case _:
             return queue_limit_s(settings.rows_after_s, usual_s, gateways=gateways, room=room)
 
 
 class Bending:
-    """Pressure and shares of each model that bends. Use from one event loop."""
+    """Pressure and shares of each model that bends. Use from one event loop. ``gateways``: each sees its own part of a
+    queue."""
 
     def __init__(
         self,
@@ -54,7 +55,11 @@ class Bending:
         weights: Weights = EQUAL,
         clock: Callable[[], float] = time.monotonic,
         tell: Sink = ignore,
+        *,
+        gateways: int = 1,
     ) -> None:
+        self._gateways = gateways
+        self._after_s = {model: limit.rise_s for model, limit in limits.items()}
         self._pressures = {model: Pressure(limit) for model, limit in limits.items()}
         self._shares = {model: Shares(weights, fades_s=limit.fall_after_s) for model, limit in limits.items()}
         self._clock = clock
@@ -69,10 +74,14 @@ class Bending:
         """From 0 (none) to ``schedulers.bending.LEVELS``."""
         return self._pressures[model].level if model in self._pressures else 0
 
-    def depth(self, model: str, tenant: str, priority: Priority, queued_s: float) -> float:
-        """How far a request that comes now gives way, from 0 to 1. ``queued_s``: the work that waits for the model."""
+    def depth(self, model: str, tenant: str, priority: Priority, queued_s: float, alone_s: float = 0.0) -> float:
+        """How far a request that comes now gives way, from 0 to 1. ``queued_s``: the work that waits for the model.
+        ``alone_s``: what a request takes by itself, as learnt: nobody gives way for a queue that is shorter."""
         if (pressure := self._pressures.get(model)) is None:
             return 0.0
+        after_s = max(self._after_s[model], alone_s / self._gateways)
+        if after_s != pressure.limits.rise_s:
+            pressure.limits = limits_of(after_s)
         self._observe(model, pressure, queued_s)
         return depth(pressure.level, _PRIORITIES[priority], self._shares[model].of(tenant))
 

@@ -26,7 +26,8 @@ from schedulers.types import Finish, Reject, RejectReason
 POLICIES = tuple(FLEETS)
 OURS = "vireo"
 BEND_AFTER_S: Mapping[Shape, float] = {"rows": 0.5, "slots": 1.0, "steps": 30.0}
-"""Quality bends while more than so many seconds wait: what is served by default (``bending`` in the configuration)."""
+"""Quality bends while more than so many seconds wait: what is served by default (``bending`` in the configuration). For
+chats, not before they wait as long as they take."""
 _TOLD_EVERY = 200
 """Requests between two calls of ``on_progress``."""
 
@@ -114,7 +115,7 @@ class _Bend:
     """How far requests for one model give way to load, as at a gateway; not at all if it does not bend."""
 
     def __init__(self, system: System, model: ServedModel) -> None:
-        limits = limits_of(system.bend_after_s.get(model.id, BEND_AFTER_S[model.shape]))
+        limits = limits_of(max(system.bend_after_s.get(model.id, BEND_AFTER_S[model.shape]), model.slot_s))
         self._pressure = Pressure(limits) if system.bends else None
         self.shares = Shares(system.weights, fades_s=limits.fall_after_s)
 

@@ -209,10 +209,9 @@ class LeastWork:
         return self._outstanding.wait_s(tenant, busy_s) / len(self._members)
 
     def waiting_s(self) -> float:
-        """See ``Fleet``."""
-        if self._model.shape == "slots" and self._num_open < self._slots:
-            return 0.0
-        return self._outstanding.total_s / len(self._members)
+        """See ``Fleet``. Of chats, those without a slot."""
+        part = max(0, self._num_open - self._slots) / max(1, self._num_open) if self._model.shape == "slots" else 1.0
+        return part * self._outstanding.total_s / len(self._members)
 
     def running(self) -> int:
         """See ``Fleet``."""

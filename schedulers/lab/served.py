@@ -150,6 +150,11 @@ class ServedModel:
         """A usual request, alone, from its first slice to its last."""
         return self._together_s(point, 1)
 
+    @property
+    def slot_s(self) -> float:
+        """(slots) Of a usual answer at the best point while all slots are taken; 0 for other shapes."""
+        return self._together_s(self.points[0], self.max_batch) if self.shape == "slots" else 0.0
+
     def _share_s(self, point: PointNumbers) -> float:
         """Of the busy time, in full batches."""
         return self._together_s(point, self.max_batch) / self.max_batch

@@ -132,7 +132,7 @@ class _Steps:
         return unit.batch_key
 
 
-def _clips(name: str = "denoising", step_s: float = _STEP_S, patience_s: float = 10.0) -> Shape:
+def _clips(name: str = "denoising", step_s: float = _STEP_S, patience_s: float = 10.0, max_units: int = 999) -> Shape:
     full_s = step_s * (1.0 + _COMPANION * (_MAX_STEP_BATCH - 1)) / _MAX_STEP_BATCH
 
     def unit(rng: Random, now_s: float) -> TraceUnit:
@@ -149,7 +149,9 @@ def _clips(name: str = "denoising", step_s: float = _STEP_S, patience_s: float =
         name=name,
         capacity_per_s=1.0 / (full_s * (4 + _MAX_STEPS) / 2),
         num_executors=2,
-        kernel=lambda weights: denoising(DenoisingConfig(max_batch=_MAX_STEP_BATCH, max_units=999, weights=weights)),
+        kernel=lambda weights: denoising(
+            DenoisingConfig(max_batch=_MAX_STEP_BATCH, max_units=max_units, weights=weights)
+        ),
         queue=lambda kernel: kernel.policy.order.steps,  # type: ignore[attr-defined]
         world=lambda: _Steps(step_s),
         unit=unit,
@@ -209,7 +211,7 @@ TASKS = {
     "classify": SHAPES["exits"],
     "infer": SHAPES["plain, two sizes"],
     "chat": SHAPES["chat"],
-    "images": _clips("images", 0.02, 3.0),
-    "videos": _clips("videos", 0.1, 20.0),
+    "images": _clips("images", 0.02, 3.0, 4 * _MAX_STEP_BATCH),
+    "videos": _clips("videos", 0.1, 20.0, 4 * _MAX_STEP_BATCH),
 }
-"""A model of each task."""
+"""A model of each task. A replica of the last two holds as many jobs as `max_jobs` says by default."""

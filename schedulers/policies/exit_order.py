@@ -1,7 +1,7 @@
-"""Who waits in a network with exits: new units in one fair queue for all tenants, survivors by deadline at each stage.
+"""Who waits in a network with exits: new units in one fair queue for all tenants, survivors by ``due_s`` at each stage.
 
 What is taken together has one batch key. Of new units the key is that of whoever's turn it is; of survivors, that of
-the one with the earliest deadline.
+the one that is due first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_STALE_AGES = 256
 
 
 class Survivors:
-    """Units that wait at one stage, earliest deadline first."""
+    """Units that wait at one stage, those due first in front."""
 
     __slots__ = ("_num_of_key", "queue")
 
@@ -32,13 +32,13 @@ class Survivors:
 
     def add_all(self, units: list[Unit]) -> None:
         """Let the units of one slice wait."""
-        self.queue.add_all([(unit.deadline_s, unit.number, unit) for unit in units])
+        self.queue.add_all([(unit.due_s, unit.number, unit) for unit in units])
         key = units[0].batch_key
         self._num_of_key[key] = self._num_of_key.get(key, 0) + len(units)
 
     def remove(self, unit: Unit) -> None:
         """Take one out."""
-        self.queue.remove((unit.deadline_s, unit.number, unit))
+        self.queue.remove((unit.due_s, unit.number, unit))
         self._forget(unit.batch_key, 1)
 
     def take(self, max_units: int, leader: Unit | None = None) -> list[Unit]:
@@ -58,9 +58,9 @@ class Survivors:
 
     def view(self, stage: int) -> StageView:
         """What might run there next."""
-        deadline_s, _, unit = self.queue.first()
+        due_s, _, unit = self.queue.first()
         key = unit.batch_key
-        return (stage, 1 if key is None else self._num_of_key[key], deadline_s)
+        return (stage, 1 if key is None else self._num_of_key[key], due_s)
 
     def _forget(self, key: Hashable, count: int) -> None:
         self._num_of_key[key] -= count

@@ -349,11 +349,23 @@ class ExitBatch:
             needed_s += factor * sum(table.batch_s(s, max_units) for s in range(1, self._cost.num_stages))
         size = self._cost.mean_size
         units, passed_over = order.take_new(max_units, now_s + needed_s * size, now_s + first_s * size)
+        self._hurry(units, now_s)
         if passed_over and len(units) < max_units:
             fill, passed_over = self._not_hopeless(passed_over, units, now_s + first_s * size)
             units += fill
         late += passed_over
         return units
+
+    def _hurry(self, units: list[Unit], now_s: float) -> None:
+        """Under a backlog, who has nothing more waiting asks for no more than its share and has not made it: such units
+        are due at once, so that they do not wait for full slices of later stages."""
+        is_light: dict[str, bool] = {}
+        for unit in units:
+            tenant = unit.tenant
+            if tenant not in is_light:
+                is_light[tenant] = not self._order.fresh.has(tenant)
+            if is_light[tenant]:
+                unit.due_s = min(unit.deadline_s, now_s)
 
     def _not_hopeless(
         self, passed_over: list[Unit], units: list[Unit], first_s: float

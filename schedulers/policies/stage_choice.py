@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from schedulers.cost import CostModel
 
-#: A stage at which samples wait: (stage; how many of those may share its next batch; deadline of the one that would be
-#: taken first). A plain tuple, as the next one.
+#: A stage at which samples wait: (stage; how many of those may share its next batch; when the one that would be taken
+#: first is due). A plain tuple, as the next one.
 StageView: TypeAlias = tuple[int, int, float]
 #: What running a stage now means: (efficiency, 1 = as good as a full batch; stage; samples; batch seconds; slack of the
 #: head in seconds). A plain tuple: a decision makes four, and building named ones takes a tenth of its time.

@@ -103,7 +103,12 @@ class JobOptions(Section):
         description="Seconds after which experts get another target; they move where it pays.",
     )
     max_batch: int = Field(4, ge=1, le=256, description="Jobs that share a denoising step.")
-    max_jobs: int = Field(8, ge=1, le=1024, description="Jobs that one replica holds at a time.")
+    max_jobs: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="Jobs that one replica holds at a time; one tenant's are half of them at most, or what fills a step.",
+    )
     max_held_bytes: int = Field(1 << 30, ge=1 << 20, description="Bytes that held jobs may take, activations included.")
     max_attempts: int = Field(3, ge=1, le=100, description="Attempts at a job before it fails.")
     lease_s: float = Field(6.0, ge=0.5, le=600, description="Seconds after which the jobs of a dead replica are taken.")

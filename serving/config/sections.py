@@ -164,7 +164,9 @@ class BendingSettings(Section):
 
     enabled: bool = Field(True, description="Whether a queue makes answers cheaper before any is refused.")
     rows_after_s: float = Field(0.5, gt=0, le=3600, description="For models that are called, images among them.")
-    chat_after_s: float = Field(1.0, gt=0, le=3600, description="For models that chat.")
+    chat_after_s: float = Field(
+        1.0, gt=0, le=3600, description="For models that chat; at least as long as an answer takes by itself."
+    )
     jobs_after_s: float = Field(30.0, gt=0, le=86_400, description="For models whose replicas pull durable jobs.")
 
 

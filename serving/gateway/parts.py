@@ -117,7 +117,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     settings, tenants = config.settings, LiveTenants(config.settings.tenants)
     results = ResultStore(config, tell, tenants)
     media = _media_pool(config, results, tenants, tell)
-    bending = Bending(_bending_limits(config), tenants.weights, tell=tell)
+    bending = Bending(_bending_limits(config), tenants.weights, tell=tell, gateways=settings.gateway.replicas)
     pipeline = _pipeline(config, results, tenants, bending, tell)
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
     images = build_request_images(settings.media, media, tell, grids, tenants.weights)

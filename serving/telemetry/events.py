@@ -345,12 +345,14 @@ class LeaseLost(Event, frozen=True):
 
 
 class JobCompleted(Event, frozen=True, kw_only=True):
-    """What a job made is in the index. ``sparsity``: mean share of attention that was skipped."""
+    """What a job made is in the index. ``sparsity``: mean share of attention that was skipped. ``degraded``: as in its
+    report."""
 
     model: str
     tenant: str
     stages_s: Mapping[str, float]
     sparsity: float
+    degraded: tuple[str, ...] = ()
 
 
 class JobFailed(Event, frozen=True):

@@ -201,9 +201,9 @@ _counter("vireo_shared_results_total", "Results that were given to an equal requ
 )
 _counter("vireo_degraded_total", "Answers reduced to meet a budget or the load.", "model", "reason").on_each(
     events.RowsAnswered, lambda event: [(reason, 1) for reason in event.budget_degraded]
-).on_each(events.ChatAnswered, lambda event: [(reason, 1) for reason in event.report.degraded]).on(
-    events.SampleAnswered, when=lambda event: event.degraded, reason="deadline"
-)
+).on_each(events.ChatAnswered, lambda event: [(reason, 1) for reason in event.report.degraded]).on_each(
+    events.JobCompleted, lambda event: [(reason, 1) for reason in event.degraded]
+).on(events.SampleAnswered, when=lambda event: event.degraded, reason="deadline")
 _gauge("vireo_bending_state", "How far quality bends under load: 0 (not) to 4.", "model", mode="livemax").on(
     events.BendingChanged, "level"
 )

@@ -45,8 +45,8 @@ async def create(
     created_at_s: float = 0.0,
     elsewhere_j: float = 0.0,
 ) -> None:
-    job = video_job(name, owner=owner, predicted_j=joules, created_at_s=created_at_s)
-    await jobs.create(job, max_queued=9999, elsewhere_j=elsewhere_j)
+    job = video_job(name, owner=owner, predicted_j=joules, created_at_s=created_at_s, elsewhere_j=elsewhere_j)
+    await jobs.create(job, max_queued=9999)
 
 
 async def claimed(jobs: RedisJobs, lease_s: float = LONG_S) -> Claim:
@@ -88,6 +88,39 @@ async def test_what_nobody_else_wanted_is_not_owed_and_what_is_owed_is_bounded(j
     assert await order_of(jobs, 2) in ("ad", "da")
     await create(jobs, "e0", "e", elsewhere_j=1e9)
     assert 14 <= (await order_of(jobs, 20)).index("e") <= 17
+
+
+async def test_owner_that_is_passed_over_keeps_what_it_is_owed(jobs: RedisJobs) -> None:
+    for number in range(6):
+        await create(jobs, f"a{number}", "a", created_at_s=float(number))
+        await create(jobs, f"d{number}", "d", created_at_s=float(number))
+    passed = [await jobs.claim(MODEL, "w", LONG_S, passing_over=["a"]) for _ in range(3)]
+    assert [claim.job.owner for claim in passed if claim is not None] == ["d"] * 3
+    assert await jobs.claim(MODEL, "w", LONG_S, passing_over=["a", "d"]) is None
+    assert await order_of(jobs, 3) == "aaa", "until it has had as much"
+    assert sorted(await order_of(jobs, 2)) == ["a", "d"]
+    await create(jobs, "e0", "e")
+    assert "e" in await order_of(jobs, 3), "who comes later starts where others stand"
+
+
+async def test_work_that_waits_is_known_by_owner(jobs: RedisJobs, client: aioredis.Redis) -> None:
+    for name, owner in (("a0", "a"), ("a1", "a"), ("s0", "with space"), ("s1", "*")):
+        await create(jobs, name, owner)
+    queue = await jobs.queue(MODEL)
+    assert queue.owners_s == {"a": 4.0, "with space": 2.0, "*": 2.0}
+    assert (queue.called_s, queue.total_s) == (0.0, 8.0)
+    assert queue.turn_s("a", 1.0) == pytest.approx(4.0 + 2.0 + 2.0)
+    assert queue.turn_s("b", 1.0) == pytest.approx(1.0 / 3.0 + 2 * 1.0 / 3.0)  # three times the weight
+    back = await claimed(jobs)
+    await jobs.requeue(back.lease, progress(5, checkpoint_step=5), counts_as_attempt=False)
+    queue = await jobs.queue(MODEL)
+    assert (queue.called_s, queue.total_s) == (1.0, 7.0)
+    assert queue.turn_s("new", 0.0) == 1.0
+    await client.hset(keys.job(back.job.id), "record", b"junk")
+    await client.hdel(keys.job(back.job.id), "joules")
+    await order_of(jobs, 3)
+    assert await jobs.claim(MODEL, "w", LONG_S) is None
+    assert await client.exists(keys.load(MODEL)) == 0
 
 
 async def test_owners_share_by_weight_and_joules(jobs: RedisJobs) -> None:

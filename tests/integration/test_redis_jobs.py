@@ -113,7 +113,7 @@ async def test_nothing_but_records_is_left_of_jobs_that_are_over(jobs: RedisJobs
     await jobs.fail((await claimed(jobs)).lease, JobError(code="x", message="y"), {}, TTL_S)
     await jobs.cancel("acme", "c")
     assert await nothing_left(client) == set()
-    assert await jobs.queued_s("vdit-nano") == 0.0
+    assert (await jobs.queue("vdit-nano")).total_s == 0.0
 
 
 async def test_unfinished_jobs_have_no_lifetime_and_final_ones_have(jobs: RedisJobs, client: aioredis.Redis) -> None:
@@ -244,15 +244,15 @@ async def test_predicted_work_of_the_queue_is_exact_after_anything(jobs: RedisJo
     for number in range(5):
         await jobs.create(video_job(f"j{number}", predicted_s=chance.uniform(0.1, 9)), max_queued=9)
     total_s = sum([(await found(jobs, f"j{number}")).predicted_s for number in range(5)])
-    assert await jobs.queued_s("vdit-nano") == pytest.approx(total_s, abs=1e-5)
+    assert (await jobs.queue("vdit-nano")).total_s == pytest.approx(total_s, abs=1e-5)
     claim = await claimed(jobs)
-    assert await jobs.queued_s("vdit-nano") == pytest.approx(total_s - claim.job.predicted_s, abs=1e-5)
+    assert (await jobs.queue("vdit-nano")).total_s == pytest.approx(total_s - claim.job.predicted_s, abs=1e-5)
     await jobs.requeue(claim.lease, progress(4, checkpoint_step=4), counts_as_attempt=True)
     left_s = total_s - 0.4 * claim.job.predicted_s  # 4 of 10 steps are in the checkpoint
-    assert await jobs.queued_s("vdit-nano") == pytest.approx(left_s, abs=1e-5)
+    assert (await jobs.queue("vdit-nano")).total_s == pytest.approx(left_s, abs=1e-5)
     for number in range(5):
         await jobs.cancel("acme", f"j{number}")
-    assert await jobs.queued_s("vdit-nano") == 0.0
+    assert (await jobs.queue("vdit-nano")).total_s == 0.0
 
 
 # -- owners ----------------------------------------------------------------------------------------------------------
@@ -513,7 +513,7 @@ async def test_every_script_may_be_sent_again(forgetful: RedisJobs, client: aior
     deleted = await jobs.delete("acme", "a")
     assert deleted is not None
     assert deleted.artefacts == CLIP
-    assert await jobs.queued_s("vdit-nano") == 1.0
+    assert (await jobs.queue("vdit-nano")).total_s == 1.0
     await jobs.complete((await claimed(jobs)).lease, {}, {}, TTL_S)
     assert await nothing_left(client) == set()
 
@@ -634,7 +634,7 @@ async def test_damaged_record_harms_nobody_else_and_leaves_nothing(
     claims = [await jobs.claim("vdit-nano", "w", LONG_S) for _ in range(4)]
     assert [claim.job.id for claim in claims if claim is not None] == ["b"]
     assert await jobs.complete(next(claim for claim in claims if claim).lease, CLIP, {}, TTL_S)
-    assert await jobs.queued_s("vdit-nano") == 0.0
+    assert (await jobs.queue("vdit-nano")).total_s == 0.0
     assert await nothing_left(client) == set()
     assert await jobs.get("acme", "a") is None
 
@@ -705,7 +705,7 @@ async def test_killed_redis_comes_back_with_every_job_and_lease() -> None:
         assert (await found(jobs, "j0")).status is JobStatus.COMPLETED
         assert (await found(jobs, "j0")).artefacts == CLIP
         assert await jobs.num_queued("vdit-nano") == 2
-        assert await jobs.queued_s("vdit-nano") == 4.0
+        assert (await jobs.queue("vdit-nano")).total_s == 4.0
         # its lease ran out while Redis was away: the grace after the start leaves it to whoever had it
         assert (await claimed(jobs)).job.id == "j2"
         assert await jobs.renew(running.lease, LONG_S, progress(7, checkpoint_step=5)) is LeaseState.HELD

@@ -15,6 +15,7 @@ import pytest
 import redis.asyncio as aioredis
 from fastapi import FastAPI
 from PIL import Image
+from prometheus_client import REGISTRY
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from loadtest.adversarial.requests import VIDEOS as VIDEOS_PATH
@@ -40,6 +41,7 @@ from serving.stores.redis_server import EmbeddedRedis
 from serving.tasks.videos.points import VideoPoints
 from serving.tasks.videos.resolve import ClipPlanner
 from serving.tasks.videos.rules import VIDEOS
+from serving.telemetry.metrics import record
 from tests.support.clients import Calls, FakeContext, asgi
 from tests.support.clip_limits import clip_limits, clip_point
 from tests.support.fake_service import FakeFiles, FakeService
@@ -76,6 +78,7 @@ class System:
             checkpoints=Checkpoints(self.files, SECRET),
             files=OutputFiles(self.files),
             config=WorkerConfig(lease_s=0.6, poll_s=0.02, preview_every_s=0.02),
+            tell=record,
         )
         self.worker = Worker(bench, denoising(DenoisingConfig(max_batch=2, max_units=4)), LIMITS.io.request)
         self.app, self.grpc = self.gateway()
@@ -85,9 +88,12 @@ class System:
         return self.indexes[-1]
 
     def gateway(self) -> tuple[FastAPI, Calls]:
-        point = clip_point(50, 0.9, sampler="euler_ancestral", step_s=0.02, fixed_s=0.1)
+        points = tuple(
+            clip_point(steps, quality, sampler="euler_ancestral", step_s=0.02, fixed_s=0.1)
+            for steps, quality in ((50, 0.9), (6, 0.6))
+        )
         card = make_video_card()
-        planner = ClipPlanner(card=card, limits=LIMITS, points=VideoPoints(points=(point,), limits=LIMITS))
+        planner = ClipPlanner(card=card, limits=LIMITS, points=VideoPoints(points=points, limits=LIMITS))
         config = JobServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
         results: Any = MemoryResults()
         pipeline = Pipeline(results, PipelineLimits(max_in_flight=64, default_deadline_s=30.0))
@@ -167,6 +173,24 @@ async def test_clip_over_grpc(system: System) -> None:
     assert responses[-1].end.sha256 == hashlib.sha256(data).hexdigest()
     assert responses[-1].end.vireo.compute_ms > 0
     assert max(one.progress.step for one in responses) == 8
+
+
+def num_degraded(reason: str) -> float:
+    return REGISTRY.get_sample_value("vireo_degraded_total", {"model": MODEL, "reason": reason}) or 0.0
+
+
+async def test_clip_at_a_lower_point_is_counted_whatever_surface_asked_for_it(system: System) -> None:
+    """Six steps take 1.3 J, fifty 6.6 J."""
+    counts = [num_degraded("energy")]
+    body = json.dumps({"model": MODEL, "prompt": "a red ball", "vireo": {"energy_j": 2.0}}).encode()
+    over_http = await asgi(system.app, "POST", "/v1/videos/sync", b"", JSON, receive=Presence(body).receive)
+    assert over_http.status == 200, over_http.body
+    counts.append(num_degraded("energy"))
+    request = vireo_pb2.GenerateVideoRequest(prompt="a red ball", vireo=vireo_pb2.Budget(energy_j=2.0))
+    responses = [one async for one in system.grpc.GenerateVideo(request, FakeContext())]
+    assert list(responses[-1].end.vireo.degraded) == ["energy"]
+    counts.append(num_degraded("energy"))
+    assert counts == [counts[0], counts[0] + 1, counts[0] + 2]
 
 
 async def test_caller_that_leaves_frees_the_engine(system: System) -> None:

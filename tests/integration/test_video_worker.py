@@ -123,10 +123,14 @@ async def kill(worker: Worker) -> None:
 
 
 async def until(
-    index: RedisJobs, job_id: str, condition: Callable[[JobRecord], bool], timeout_s: float = 15.0
+    index: RedisJobs,
+    job_id: str,
+    condition: Callable[[JobRecord], bool],
+    timeout_s: float = 15.0,
+    owner: str = "acme",
 ) -> JobRecord:
     async def found() -> JobRecord | None:
-        job = await index.get("acme", job_id)
+        job = await index.get(owner, job_id)
         assert job is not None
         return job if condition(job) else None
 
@@ -313,6 +317,21 @@ async def test_urgent_job_preempts_at_a_step_boundary(index: RedisJobs, store: A
         slow = await until(index, "video_slow", is_over)
     assert slow.status is JobStatus.COMPLETED
     assert slow.preemptions >= 1
+
+
+async def test_flood_of_one_tenant_leaves_places_to_others(index: RedisJobs, store: ArtefactStore) -> None:
+    async with running(build(index, store, max_batch=2, step_s=0.05)) as worker:
+        for number in range(6):
+            await index.create(video_job(f"video_{number}", num_steps=100), max_queued=10)
+        await _until_held(worker, 3)  # of four places: what fills a step and a decode
+        await lapse(5 * QUICK.poll_s)
+        assert worker.num_held == 3
+        await index.create(video_job("video_other", owner="other", num_steps=2), max_queued=10)
+        await waiting_for(lambda: "video_other" in worker.bench.held or worker.num_held > 3)
+        other = await until(index, "video_other", is_over, owner="other")
+        assert other.status is JobStatus.COMPLETED
+        first = await until(index, "video_0", lambda job: True)
+        assert not first.status.is_final, "it did not have to wait for the end of a job"
 
 
 # -- a store of files that is full or away ---------------------------------------------------------------------------

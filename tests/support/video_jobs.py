@@ -26,6 +26,7 @@ def video_job(
     predicted_j: float = 12.0,
     num_steps: int = 10,
     prompt: str = "a red ball",
+    elsewhere_j: float = 0.0,
 ) -> JobRecord:
     return JobRecord(
         id=job_id,
@@ -49,6 +50,7 @@ def video_job(
         predicted_s=predicted_s,
         predicted_j=predicted_j,
         operating_point="dense-20",
+        elsewhere_j=elsewhere_j,
     )
 
 

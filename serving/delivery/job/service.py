@@ -98,9 +98,8 @@ class Jobs:
         if model.prepare is not None:
             with tracing.span("media"):
                 request = await model.prepare(request)
-        load = await self._load(request, model)
         with tracing.span("plan"):
-            plan = model.plan(request, self._seed(request, job_id), load)
+            plan = await self._planned(request, model, self._seed(request, job_id))
         self._pipeline.bending.planned(request.model, request.tenant, plan.predicted_s, plan.degradation)
         job, inputs = self._record(request, model, job_id, plan), _bytes_of(plan.request)
         reservation = await self._pipeline.results.reserve(job.owner, plan.most, model.overruns.factors)
@@ -120,7 +119,8 @@ class Jobs:
     ) -> JobRecord:
         """Queue it, and settle its reservation in any case."""
         try:
-            job = replace(job, charged_j=charged.joules, charged_s=charged.seconds)
+            elsewhere_j = self._pipeline.elsewhere_j(job.owner, job.model)
+            job = replace(job, charged_j=charged.joules, charged_s=charged.seconds, elsewhere_j=elsewhere_j)
             job = replace(job, inputs=await self._kept(job.id, inputs))
             stored = await self._stored(request, job, charged)
             if stored.created_at_s == job.created_at_s:  # else another gateway was first, and has charged
@@ -158,8 +158,7 @@ class Jobs:
     async def _created(self, job: JobRecord, *, is_own_id: bool) -> None:
         """``is_own_id``: no other request has made a job of that id. Raises: as ``RedisJobs.create``."""
         try:
-            elsewhere_j = self._pipeline.elsewhere_j(job.owner, job.model)
-            await self._reached(self._index.create(job, max_queued=self._config.max_queued, elsewhere_j=elsewhere_j))
+            await self._reached(self._index.create(job, max_queued=self._config.max_queued))
         except ServingError:
             if job.inputs and is_own_id:
                 with suppress(StoreUnavailable):  # they are swept
@@ -275,19 +274,25 @@ class Jobs:
         if job.status is not JobStatus.QUEUED or (model := self.job_models.get(job.model)) is None:
             return None
         try:
-            waiting_s = await self._index.queued_s(job.model)  # of all jobs that wait, this one included
+            queue = await self._index.queue(job.model)
         except StoreUnavailable:
             return None
-        return now_s + max(job.predicted_s, waiting_s / model.replicas)
+        turn_s = queue.turn_s(job.owner, 0.0)  # of all jobs of the owner that wait, this one included
+        return now_s + max(job.predicted_s, turn_s / model.replicas)
 
-    async def _load(self, request: JobRequest[Any], model: JobModel) -> Load:
-        """How long the jobs that are waiting now will take; looked up only if it matters."""
+    async def _planned(self, request: JobRequest[Any], model: JobModel, seed: int) -> JobPlan:
+        """By the jobs that wait now and go before it; looked up only if it matters."""
         budget, bending = request.budget, self._pipeline.bending
         if budget.latency_ms is None and not bending.bends(request.model):
-            return Load()
-        queued_s = await self._reached(self._index.queued_s(request.model)) / model.replicas
+            return model.plan(request, seed, Load())
+        queue = await self._reached(self._index.queue(request.model))
+        queued_s = queue.total_s / model.replicas
         bend = bending.depth(request.model, request.tenant, budget.priority, queued_s)
-        return Load(queued_s=0.0 if budget.latency_ms is None else queued_s, bend=bend)
+        plan = model.plan(request, seed, Load(bend=bend))
+        if budget.latency_ms is None or not queued_s:
+            return plan
+        turn_s = queue.turn_s(request.tenant, plan.predicted_s) / model.replicas
+        return model.plan(request, seed, Load(queued_s=turn_s, bend=bend))
 
     def _record(self, request: JobRequest[Any], model: JobModel, job_id: str, plan: JobPlan) -> JobRecord:
         now_s, latency_ms = self._clock(), request.budget.latency_ms

@@ -58,6 +58,7 @@ class Ending:
                     tenant=held.job.owner,
                     stages_s=held.stages_s,
                     sparsity=held.means.get("sparsity", 0.0),
+                    degraded=tuple(held.job.report.get("degraded", ())),
                 )
             )
             if held.job.attempts <= 1:  # what an earlier attempt took is not known here

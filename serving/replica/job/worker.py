@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -116,7 +117,7 @@ class Worker:
         bench = self.bench
         if self.scheduler.room() - self._num_admitting <= 0 or bench.num_waiting_for_store:
             return None
-        claim = await bench.index.claim(bench.model, bench.name, bench.config.lease_s)
+        claim = await bench.index.claim(bench.model, bench.name, bench.config.lease_s, passing_over=self._have_enough())
         if claim is None:
             return None
         held = HeldJob(claim.job, claim.lease, claimed_s=bench.clock())
@@ -134,6 +135,13 @@ class Worker:
         bench.tell(JobClaimed(bench.model, held.queue_s, claim.job.attempts))
         bench.spawn(self._admit(held))
         return claim
+
+    def _have_enough(self) -> list[str]:
+        """Owners that hold as many places as one may, so that others need not wait for the end of a job: half of them,
+        or what fills a step and a decode if that is more."""
+        limits, held = self.scheduler.policy.limits, Counter(held.job.owner for held in self.bench.held.values())
+        most = max(limits.max_running, limits.max_units // 2)
+        return [owner for owner, count in held.items() if count >= most]
 
     async def _admit(self, held: HeldJob) -> None:
         """A look at the checkpoint, and the conditioning; then the scheduler has it."""

@@ -12,12 +12,16 @@ A lease has a fencing token: whoever lost it can neither report progress nor com
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Any, Final
 
 from models.contract import Value
 from schedulers.admission import Cost
+from schedulers.fair_queue import EQUAL, Weights
+from schedulers.fair_wait import turn_s
 from serving import errors
 
 CANCELLED: Final = errors.Cancelled.code
@@ -103,6 +107,8 @@ class JobRecord:
     charged_j: float = 0.0
     charged_s: float = 0.0
     """What its owner was charged when it was taken in; both 0 in a record of before there were these: as predicted."""
+    elsewhere_j: float = 0.0
+    """Joules that other models had served its owner of late when it was made (``schedulers.elsewhere``)."""
     status: JobStatus = JobStatus.QUEUED
     started_at_s: float | None = None
     completed_at_s: float | None = None
@@ -209,6 +215,25 @@ class JobPage:
 
     jobs: tuple[JobRecord, ...]
     has_more: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobQueue:
+    """Predicted engine seconds of the jobs that wait for a model. ``called_s``: of those that came back, which go
+    first; ``owners_s``: of the others, by owner. ``weights``: of owners."""
+
+    called_s: float = 0.0
+    owners_s: Mapping[str, float] = field(default_factory=dict)
+    weights: Weights = field(default_factory=lambda: EQUAL)
+
+    @property
+    def total_s(self) -> float:
+        """Of all."""
+        return self.called_s + math.fsum(self.owners_s.values())
+
+    def turn_s(self, owner: str, seconds: float) -> float:
+        """What runs before a job of so many seconds that the owner makes now is done, itself left out."""
+        return self.called_s + turn_s(self.owners_s, owner, seconds, self.weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

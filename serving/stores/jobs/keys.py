@@ -10,7 +10,7 @@ No key of a job that is not over has a lifetime, so that ``volatile-lru`` evicts
     P:turns:MODEL  sorted set: owners that wait, and some that did, by where their next job starts in virtual time
     P:virtual      hash: virtual time by model, while something waits
     P:waiting      set: jobs that wait, of all models
-    P:load         hash: predicted microseconds of the jobs that wait, by model
+    P:load:MODEL   hash: predicted microseconds of the jobs that wait, by flow, OWNER as above
     P:leases       sorted set: running jobs, by when their lease expires (ms, the server's clock)
     P:owner:OWNER  sorted set: an owner's jobs by creation
     P:open:OWNER   set: an owner's jobs that are not over
@@ -39,6 +39,6 @@ def unsettled() -> str:
     return f"{JOBS}:unsettled"
 
 
-def load() -> str:
-    """Predicted work that waits."""
-    return f"{JOBS}:load"
+def load(model: str) -> str:
+    """Predicted work that waits, by flow."""
+    return f"{JOBS}:load:{model}"

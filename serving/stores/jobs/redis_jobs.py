@@ -7,10 +7,10 @@ is therefore one of its own, with a timeout that a busy Redis can meet.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import redis.asyncio as aioredis
 import structlog
@@ -29,6 +29,7 @@ from serving.stores.jobs.base import (
     Claim,
     JobError,
     JobPage,
+    JobQueue,
     JobRecord,
     JobStatus,
     Lease,
@@ -57,6 +58,8 @@ from serving.tenants import LiveTenants
 _log = structlog.get_logger(__name__)
 _FULL_RETRY_S = 5.0
 _MAX_UNSETTLED = 100
+_CALLED = b"*"
+"""The flow of jobs that came back, as ``scripts`` spells it."""
 _MIN_J = 1e-6
 """Even a job that is predicted to cost nothing takes a turn."""
 
@@ -118,10 +121,8 @@ class RedisJobs:
 
     # -- for gateways ------------------------------------------------------------------------------------------------
 
-    async def create(self, job: JobRecord, *, max_queued: int, elsewhere_j: float = 0.0) -> None:
+    async def create(self, job: JobRecord, *, max_queued: int) -> None:
         """Store a queued job. The same id of the same owner again is the same job, and nothing is changed.
-
-        ``elsewhere_j``: joules that other models served its owner of late (``schedulers.elsewhere``).
 
         Raises:
             QueueFull: the whole queue is at its bound.
@@ -129,13 +130,13 @@ class RedisJobs:
             InvalidRequest: the job alone may hold more than its owner's may.
             ValueError: the id is another owner's, or the payload too large.
         """
-        answer, earlier = await self._create(job, max_queued, elsewhere_j)
+        answer, earlier = await self._create(job, max_queued)
         if answer == b"exists" and self._read(job.id, earlier) is None:
             await self._run(DISCARD, job.id)
-            answer, earlier = await self._create(job, max_queued, elsewhere_j)
+            answer, earlier = await self._create(job, max_queued)
         self._check_created(job, answer, earlier, max_queued)
 
-    async def _create(self, job: JobRecord, max_queued: int, elsewhere_j: float) -> tuple[bytes, Any]:
+    async def _create(self, job: JobRecord, max_queued: int) -> tuple[bytes, Any]:
         most_bytes = self._most_bytes(job)
         priority, joules = Priority[job.priority.upper()], max(_MIN_J, float(job.predicted_j))
         answer, earlier = await self._run(
@@ -152,7 +153,7 @@ class RedisJobs:
             self._codec.encode(job),
             repr(joules),
             repr(float(self._weights.get(job.owner, 1.0))),
-            repr(float(elsewhere_j)),
+            repr(float(job.elsewhere_j)),
             repr(TURNS_BEHIND * joules),
             job.held_bytes,
             "" if most_bytes is None else most_bytes,
@@ -227,14 +228,17 @@ class RedisJobs:
 
     # -- for workers -------------------------------------------------------------------------------------------------
 
-    async def claim(self, model: str, worker: str, lease_s: float) -> Claim | None:
+    async def claim(
+        self, model: str, worker: str, lease_s: float, *, passing_over: Collection[str] = ()
+    ) -> Claim | None:
         """Take the most urgent job of the owner whose turn it is, and put expired leases back first.
+        ``passing_over``: owners whose jobs must wait, but for those that come back; they keep what they are owed.
 
         A job whose attempts are used up fails with code ``attempts_exhausted``. None: nothing to do.
         """
         token = uuid.uuid4().hex
-        limits = (self._max_attempts, self._ttl_ms, self._grace_s)
-        found, reply, *expired = await self._run(CLAIM, token, worker, int(1000 * lease_s), *limits, model)
+        limits, passed = (self._max_attempts, self._ttl_ms, self._grace_s), map(_owner, passing_over)
+        found, reply, *expired = await self._run(CLAIM, token, worker, int(1000 * lease_s), *limits, model, *passed)
         if any(expired):
             _log.warning("leases expired", **dict(zip(("requeued", "exhausted", "cancelled"), expired, strict=True)))
         if not found:
@@ -279,13 +283,16 @@ class RedisJobs:
         """Jobs that wait."""
         return int(await self._run(QUEUED, model))
 
-    async def queued_s(self, model: str) -> float:
-        """Predicted engine seconds of all jobs that wait."""
+    async def queue(self, model: str) -> JobQueue:
+        """The work that waits. O(owners that have some)."""
 
-        async def send(client: aioredis.Redis) -> float:
-            return int(await client.hget(keys.load(), model) or 0) / 1e6
+        async def send(client: aioredis.Redis) -> dict[bytes, bytes]:
+            return await client.hgetall(keys.load(model))
 
-        return await self._connection.call("jobs.queued_s", send)
+        loads = await self._connection.call("jobs.queue", send)
+        called_s = int(loads.pop(_CALLED, 0)) / 1e6
+        owners_s = {unquote(owner.decode()): int(us) / 1e6 for owner, us in loads.items()}
+        return JobQueue(called_s=called_s, owners_s=owners_s, weights=self._weights)
 
     async def unsettled(self, older_than_s: float) -> dict[str, JobRecord | None]:
         """Some of the jobs that have been over for so long and that nobody has forgotten; None for what is no job."""

@@ -67,6 +67,7 @@ local CALLED = '*'  -- the flow of jobs that have been paid for; no owner is spe
 
 local function flow_key(owner, model) return P .. ':flow:' .. owner .. ':' .. model end
 local function turns_key(model) return P .. ':turns:' .. model end
+local function load_key(model) return P .. ':load:' .. model end
 local function virtual(model) return redis.call('HGET', P .. ':virtual', model) or '0' end
 
 -- Part of a job that is still to be done.
@@ -83,12 +84,17 @@ local function correct(id, joules)
   redis.call('ZADD', turns_key(model), exact(tonumber(tag) + joules / tonumber(get(id, 'weight')[1])), owner)
 end
 
+-- So many microseconds more wait in a flow, or less.
+local function add_load(flow, model, us)
+  if redis.call('HINCRBY', load_key(model), flow, us) <= 0 then redis.call('HDEL', load_key(model), flow) end
+end
+
 local function dequeue(id)
   local owner, model, us = live(id)
   if owner then
+    local was_called = redis.call('ZREM', flow_key(CALLED, model), id) == 1
     redis.call('ZREM', flow_key(owner, model), id)
-    redis.call('ZREM', flow_key(CALLED, model), id)
-    redis.call('HINCRBY', P .. ':load', model, us == '0' and us or '-' .. us)
+    if us ~= '0' then add_load(was_called and CALLED or owner, model, '-' .. us) end
     set_live(id, owner, model, '0')
   end
   redis.call('SREM', P .. ':waiting', id)
@@ -104,7 +110,7 @@ local function enqueue(id)
     redis.call('ZADD', turns_key(job[1]), 'GT', job[5] and '-inf' or virtual(job[1]), flow)  -- it begins to wait
   end
   redis.call('SADD', P .. ':waiting', id)
-  redis.call('HINCRBY', P .. ':load', job[1], us)
+  add_load(flow, job[1], us)
   set_live(id, owner, job[1], us)
 end
 
@@ -335,7 +341,7 @@ return 1
 CLAIM = Script(
     _COMMON
     + """
--- ARGV: token, worker, lease in ms, max attempts, TTL in ms, grace in s, model
+-- ARGV: token, worker, lease in ms, max attempts, TTL in ms, grace in s, model, then owners that are passed over
 -- Answers {id or '', fields, requeued, exhausted, cancelled}
 local token, model = ARGV[1], ARGV[7]
 local earlier = redis.call('GET', P .. ':claim:' .. token)
@@ -346,36 +352,44 @@ end
 local swept = sweep_leases(ARGV[4], ARGV[5], tonumber(ARGV[6]))
 sweep_ended()
 
--- The next job, whose flow it is in, and that flow's tag. Who has nothing waiting and stands no further on than whoever
--- goes next is forgotten: coming back, it would start from there.
+local is_passed = {}
+for i = 8, #ARGV do is_passed[ARGV[i]] = true end
+
+-- The next job, whose flow it is in, that flow's tag, and the smallest tag of all that wait. Who has nothing waiting and
+-- stands no further on than whoever goes next is forgotten: coming back, it would start from there.
 local function next_job()
+  local at, smallest = 0, nil
   while true do
-    local first = redis.call('ZRANGE', turns_key(model), 0, 0, 'WITHSCORES')
+    local first = redis.call('ZRANGE', turns_key(model), at, at, 'WITHSCORES')
     if not first[1] then
-      redis.call('HDEL', P .. ':virtual', model)
+      if at == 0 then redis.call('HDEL', P .. ':virtual', model) end
       return
     end
     local flow = flow_key(first[1], model)
     local id = redis.call('ZRANGE', flow, 0, 0)[1]
-    if not id then
+    if not id and at == 0 then
       redis.call('ZREM', turns_key(model), first[1])
+    elseif not id then
+      at = at + 1
     elseif not is_sound(id) then
-      redis.call('ZREM', flow, id)
       discard(id)
+      redis.call('ZREM', flow, id)  -- which the table of live jobs may not know of
+    elseif is_passed[first[1]] then  -- what it is owed is kept: its tag stays, and so does virtual time
+      at, smallest = at + 1, smallest or first[2]
     else
-      return id, first[1], first[2]
+      return id, first[1], first[2], smallest or first[2]
     end
   end
 end
 
-local id, flow, tag = next_job()
+local id, flow, tag, smallest = next_job()
 if not id then return {'', {}, swept.requeued, swept.exhausted, swept.cancelled} end
 dequeue(id)
 local job = get(id, 'joules', 'weight')
 local due = tonumber(job[1]) * left_of(id)
 redis.call('HSET', job_key(id), 'due', exact(due))
 if flow ~= CALLED then
-  redis.call('HSET', P .. ':virtual', model, exact(math.max(tonumber(tag), tonumber(virtual(model)))))
+  redis.call('HSET', P .. ':virtual', model, exact(math.max(tonumber(smallest), tonumber(virtual(model)))))
   redis.call('ZADD', turns_key(model), exact(tonumber(tag) + due / tonumber(job[2])), flow)
 end
 redis.call('HSET', job_key(id), 'status', 'in_progress', 'stage', 'text', 'token', token, 'worker', ARGV[2])

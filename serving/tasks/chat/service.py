@@ -177,14 +177,12 @@ class ChatService:
     async def _make_ready(self, model: ServedChat, request: ChatRequest, deadline_s: float) -> _Ready:
         """Everything before the store and the engine: images, token ids, plan."""
         parts = [part for message in request.messages for part in message.parts if isinstance(part, ImagePart)]
+        load, planned = self._load(model, request), None
+        self._check_load(model, request, load, deadline_s)
         ids = await _token_ids(model.prompts, request.messages)
         images: list[PreparedImage] = []
         tiles: int | None = None
         is_coarser = False
-        load, planned = self._load(model, request), None
-        # Nobody is refused for a guess; and of a latency budget, the plan knows whether waiting would help.
-        if request.budget.latency_ms is None and model.cost.is_known(self._pipeline.clock(), MAX_AGE_S):
-            self._pipeline.check_queue(deadline_s, load.queued_s)
         if parts:
             caller = Caller(request.tenant, RANKS[request.budget.priority])
             with span("media"):
@@ -239,11 +237,24 @@ class ChatService:
             model, request, {most: ChatTokens(marks, each * counts[most], 0) for most in choices}, load, deadline_s
         )
 
+    def _check_load(self, model: ServedChat, request: ChatRequest, load: Load, deadline_s: float) -> None:
+        """Refuse before anything is read what would be late even with no prompt; and nobody for a guess. Of a latency
+        budget, a plan knows whether waiting would help."""
+        if not model.cost.is_known(self._pipeline.clock(), MAX_AGE_S):
+            return
+        if request.budget.latency_ms is None:
+            self._pipeline.check_queue(deadline_s, load.queued_s)
+        elif load.queued_s:
+            least = replace(request, budget=replace(request.budget, energy_j=None, quality_floor=None))
+            self._plan(model, least, {None: ChatTokens(0, 0, 0)}, replace(load, bend=0.0), deadline_s)
+
     def _load(self, model: ServedChat, request: ChatRequest) -> Load:
         opened, count = self._open[model.card.id], request.sampling.n
         slot_s = model.cost.answer_s / model.slots
         waiting_s = max(0.0, opened.total_s + count - model.slots) * slot_s
-        bend = self._pipeline.bending.depth(model.card.id, request.tenant, request.budget.priority, waiting_s)
+        bend = self._pipeline.bending.depth(
+            model.card.id, request.tenant, request.budget.priority, waiting_s, model.cost.answer_s
+        )
         # What others have open beyond this tenant's share comes after it; but a slot has to be free.
         turn_s = max(1.0, opened.wait_s(request.tenant, count) + count - model.slots) * slot_s
         return Load(queued_s=min(waiting_s, turn_s), bend=bend)

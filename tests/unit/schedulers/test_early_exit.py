@@ -61,6 +61,29 @@ def test_survivors_of_different_arrivals_share_a_batch() -> None:
     assert len(third.unit_ids) == 4
 
 
+@pytest.mark.parametrize(("tenant", "stage"), [("light", 1), ("flood", 0)])
+def test_survivors_of_a_tenant_that_has_not_made_the_backlog_do_not_wait_for_full_slices(
+    tenant: str, stage: int
+) -> None:
+    caller = caller_of(max_batch=4)
+    flood = [arrived(number, tenant="flood") for number in range(2, 22)]
+    first = only_batch(caller.send(arrived(0, tenant=tenant), arrived(1, tenant=tenant), *flood, now_s=0.0))
+    assert {0, 1} < set(first.unit_ids)
+    stay = {0: 0.1, 1: 0.1}
+    left = {number: 0.9 for number in first.unit_ids if number not in stay}
+    second = only_batch(caller.send(finished(first, stay | left), now_s=0.014))
+    assert second.stage == stage
+    assert set(second.unit_ids) == set(stay) or stage == 0
+
+
+def test_one_lonely_survivor_wastes_no_slice_of_a_backlog() -> None:
+    caller = caller_of(max_batch=4)
+    flood = [arrived(number, tenant="flood") for number in range(1, 22)]
+    first = only_batch(caller.send(arrived(0, tenant="light"), *flood, now_s=0.0))
+    left = dict.fromkeys(first.unit_ids, 0.9) | {0: 0.1}
+    assert only_batch(caller.send(finished(first, left), now_s=0.014)).stage == 0
+
+
 def test_light_load_is_served_deepest_first_when_that_answers_sooner() -> None:
     caller = caller_of(max_batch=8)
     first = only_batch(caller.send(arrived(0), arrived(1), now_s=0.0))

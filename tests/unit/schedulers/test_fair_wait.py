@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from schedulers.fair_queue import FairQueue
-from schedulers.fair_wait import FairWait
+from schedulers.fair_wait import FairWait, turn_s
 from schedulers.policy import Unit
 from schedulers.types import UnitArrived
 
@@ -56,3 +56,14 @@ def test_it_is_what_a_fair_queue_makes_a_tenant_wait_but_for_one_unit_of_each(se
     while (unit := queue.take(1)[0][0]) is not last:
         waited_s += unit.joules
     assert waited_s == pytest.approx(expected_s, abs=2 * 1.0)  # one unit of each of two others
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_looked_up_is_waited_for_as_what_is_kept(seed: int) -> None:
+    rng, weights = Random(seed), {"a": 3.0, "b": 0.5}
+    waiting_s = {tenant: rng.uniform(0.1, 9.0) for tenant in rng.sample(("a", "b", "c", "d"), 3)}
+    kept = FairWait(weights)
+    for tenant, seconds in waiting_s.items():
+        kept.add(tenant, seconds)
+    for tenant in ("a", "b", "c", "new"):
+        assert turn_s(waiting_s, tenant, 1.5, weights) == pytest.approx(kept.wait_s(tenant, 1.5))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from heapq import heappop, heappush
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -203,3 +207,80 @@ def test_model_shows_its_level_if_it_may_bend() -> None:
     card = make_card()
     assert shown_model(card, is_ready=True, bending=2)["vireo"]["bending"] == 2
     assert "bending" not in shown_model(card, is_ready=True)["vireo"]
+
+
+# -- chats -------------------------------------------------------------------------------------------------------------
+
+
+def test_chat_gives_way_once_it_waits_as_long_as_it_takes_by_itself() -> None:
+    now = [0.0]
+
+    def level(waiting_s: float, alone_s: float, gateways: int = 1) -> int:
+        bending = Bending({"m": limits_of(1.0)}, clock=lambda: now[0], gateways=gateways)
+        bending.depth("m", "ada", Priority.NORMAL, waiting_s, alone_s)
+        return bending.level("m")
+
+    assert [level(waiting_s, 4.0) for waiting_s in (1.5, 3.9, 4.1)] == [0, 0, 1]
+    assert [level(waiting_s, 0.1) for waiting_s in (0.9, 1.1)] == [0, 1], "short ones, as configured"
+    assert [level(waiting_s, 4.0, gateways=2) for waiting_s in (1.9, 2.1)] == [0, 1]
+
+
+class Chats:
+    """Eight slots; what a chat takes by itself is learnt from those that came."""
+
+    SLOTS = 8
+    FRONT = tuple(
+        Point(
+            name=str(seconds),
+            settings={"s": seconds},
+            cost=Cost(latency_s={"rows": seconds}, busy_s={"rows": seconds}, watts=2.0),
+            quality=quality,
+        )
+        for seconds, quality in ((2.4, 0.9), (1.2, 0.8), (0.6, 0.7))
+    )
+
+    def __init__(self) -> None:
+        self.now_s, self.alone_s = 0.0, 2.4
+        self.bending = Bending({"m": limits_of(BendingSettings().chat_after_s)}, clock=lambda: self.now_s)
+        self.ends_s: list[float] = []
+        self.waiting: deque[float] = deque()
+        self.levels: list[tuple[float, int]] = []
+
+    def arrive(self, now_s: float) -> None:
+        self.now_s = now_s
+        while self.ends_s and self.ends_s[0] <= now_s:
+            ended_s = heappop(self.ends_s)
+            if self.waiting:
+                heappush(self.ends_s, ended_s + self.waiting.popleft())
+        num_waiting = max(0, len(self.ends_s) + len(self.waiting) + 1 - self.SLOTS)
+        waiting_s = num_waiting * self.alone_s / self.SLOTS
+        bend = self.bending.depth("m", "ada", Priority.NORMAL, waiting_s, self.alone_s)
+        self.levels.append((now_s, self.bending.level("m")))
+        made = plan(self.FRONT, lambda _: {"rows": 1.0}, PointBudget(), Load(bend=bend))
+        assert isinstance(made, Plan)
+        self.alone_s += 0.1 * (made.busy_s - self.alone_s)
+        if len(self.ends_s) < self.SLOTS:
+            heappush(self.ends_s, now_s + made.busy_s)
+        else:
+            self.waiting.append(made.busy_s)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chats_at_less_than_capacity_hardly_give_way_and_a_step_of_load_does_not_swing_them(seed: int) -> None:
+    """Slots are enough for 3.3 a second at the best point: 0.8 times that, then twice, then half."""
+    chats, random, end_s = Chats(), Random(seed), 0.0
+    for rate, seconds in ((2.67, 600.0), (6.67, 1200.0), (1.67, 600.0)):
+        now_s, end_s = end_s + random.expovariate(rate), end_s + seconds
+        while now_s < end_s:
+            chats.arrive(now_s)
+            now_s += random.expovariate(rate)
+    before, during, after = (
+        [level for at_s, level in chats.levels if start_s <= at_s < end_s]
+        for start_s, end_s in ((0.0, 600.0), (700.0, 1800.0), (2200.0, 2400.0))
+    )
+    assert sum(level > 0 for level in before) <= 0.25 * len(before)
+    assert min(during) >= 1
+    assert set(after) == {0}
+    changes = sum(one != other for (_, one), (_, other) in pairwise(chats.levels))
+    assert changes <= 30, "about one in 80 s"
+    assert len(chats.waiting) == 0

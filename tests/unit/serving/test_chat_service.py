@@ -147,7 +147,7 @@ class Bent(Bending):
         self.now = 1.0
         self.lowered: list[bool] = []
 
-    def depth(self, model: str, tenant: str, priority: Priority, queued_s: float) -> float:
+    def depth(self, model: str, tenant: str, priority: Priority, queued_s: float, alone_s: float = 0.0) -> float:
         return self.now
 
     def planned(self, model: str, tenant: str, seconds: float, degradation: Degradation | None) -> None:
@@ -593,6 +593,28 @@ async def test_queue_that_is_longer_than_any_deadline_allows_refuses_at_once() -
     assert end(await world.ask(request("whose turn comes first", tenant="other")))
     await asyncio.gather(*waiting, return_exceptions=True)
     assert end(await world.ask(request("one more"))), "once they are gone"
+    await world.check_nothing_is_left()
+
+
+class Unseen(Images):
+    """Nothing is to be fetched."""
+
+    async def fetch(self, parts: Sequence[ImagePart], caller: Caller, deadline_s: float) -> list[FetchedImage]:
+        raise AssertionError(f"{len(parts)} pictures were fetched")
+
+
+@virtual
+async def test_latency_that_the_queue_leaves_no_time_for_is_refused_before_pictures_are_fetched() -> None:
+    world = World(slots=1, images=Unseen())
+    await world.ask(request("hello"))
+    waiting = [asyncio.create_task(world.ask(request(str(n)))) for n in range(9)]
+    await asyncio.sleep(0.1)
+    soon, now = Budget(latency_ms=2e3 * world.cost.answer_s), Budget(latency_ms=1e-3)
+    with pytest.raises(DeadlineUnreachable, match="retry in"):
+        await world.ask(request("look", b"picture", budget=soon))
+    with pytest.raises(BudgetInfeasible):
+        await world.ask(request("look", b"picture", budget=now))
+    await asyncio.gather(*waiting, return_exceptions=True)
     await world.check_nothing_is_left()
 
 

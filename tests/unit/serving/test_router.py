@@ -12,6 +12,7 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Repl
 from serving.delivery.router import AffinityRouter, LeastWorkRouter, PlainRouter, WorkRouter
 from serving.delivery.stream.wire import HeldImages
 from serving.system import process
+from tests.support.waiting import turns
 
 Router = TypeVar("Router", bound=WorkRouter)
 KEY = "0badcafe" + 56 * "0"
@@ -32,7 +33,8 @@ def replica(name: str, queued_s: float = 0.0, report: int = 1, keys: tuple[str, 
 
 
 def chosen(router: WorkRouter, replicas: list[Any], **kwargs: Any) -> list[str]:
-    """Names in the order in which Serve is to try them."""
+    """Names in the order in which Serve is to try them, once these are all that there are."""
+    router.take_reports(replicas)
     ranks = asyncio.run(router.choose_replicas(replicas, SimpleNamespace(kwargs=kwargs)))  # type: ignore[arg-type]
     return [one.replica_id.unique_id for rank in ranks for one in rank]
 
@@ -86,11 +88,49 @@ def test_live_replicas_are_those_of_the_router_less_those_found_dead(monkeypatch
     monkeypatch.setattr(process, "_COUNTS", {})
     assert process.num_live("m") == 0, "nobody has called it yet"
     router = LeastWorkRouter(DeploymentID("m", "vireo"), DeploymentHandleSource.REPLICA)
+    router.initialize_state()
     assert process.num_live("m") == 0
     router._replicas = {ReplicaID(name, DeploymentID("m", "vireo")): replica(name) for name in "ab"}
     assert process.num_live("m") == 2
     router.on_replica_actor_died(ReplicaID("a", DeploymentID("m", "vireo")))
     assert (process.num_live("m"), process.num_live("other")) == (1, 0)
+
+
+async def test_reports_come_with_updates_of_serve_and_who_died_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_COUNTS", {})
+    deployment, pending = DeploymentID("m", "vireo"), SimpleNamespace(kwargs={})
+    router = LeastWorkRouter(deployment, DeploymentHandleSource.REPLICA)
+    router.initialize_state()
+
+    async def no_queue(deadline_s: float) -> int:
+        return 0
+
+    def live(name: str, queued_s: float, report: int) -> Any:
+        stats = {"queued_s": queued_s, "report": report}
+        return SimpleNamespace(replica_id=ReplicaID(name, deployment), routing_stats=stats, get_queue_len=no_queue)
+
+    async def first() -> str:
+        ranks: Any = await router.choose_replicas(router._replicas_list, pending)  # type: ignore[arg-type]
+        return str(next(iter(ranks))[0].replica_id.unique_id)
+
+    router.update_replicas([live("a", 3.0, 1), live("b", 1.0, 1), live("c", 2.0, 1)])
+    assert await first() == "b"
+    router.update_replicas([live("a", 3.0, 1), live("b", 9.0, 2), live("c", 2.0, 1)])
+    assert await first() == "c"
+    router.on_replica_actor_died(ReplicaID("c", deployment))
+    assert await first() == "a"
+    await turns()
+
+
+def test_first_choice_is_found_without_ranking_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, replicas = (
+        router_of(LeastWorkRouter),
+        [replica(str(number), float(number % 7) + 1.0) for number in range(99)],
+    )
+    router.take_reports([*replicas, replica("idle")])
+    monkeypatch.setattr(router, "_ranked", lambda *_: pytest.fail("all of them were ranked"))
+    ranks = asyncio.run(router.choose_replicas(replicas, SimpleNamespace(kwargs={"predicted_s": 0.1})))  # type: ignore[arg-type]
+    assert [one.replica_id.unique_id for one in next(iter(ranks))] == ["idle"]
 
 
 def test_plain_router_takes_whichever_has_room() -> None:

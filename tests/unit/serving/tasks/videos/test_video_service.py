@@ -34,7 +34,16 @@ from serving.errors import (
     UnknownVideo,
     UnsupportedVideo,
 )
-from serving.stores.jobs.base import Artefact, JobError, JobPage, JobRecord, JobStatus, folder, preview_key
+from serving.stores.jobs.base import (
+    Artefact,
+    JobError,
+    JobPage,
+    JobQueue,
+    JobRecord,
+    JobStatus,
+    folder,
+    preview_key,
+)
 from serving.tasks.videos.points import VideoPoints
 from serving.tasks.videos.reply import settings_of, video_to_json
 from serving.tasks.videos.resolve import ClipPlanner
@@ -64,12 +73,13 @@ def served(replicas: int = 1) -> JobModel:
 
 @dataclass
 class MemoryIndex:
-    """Jobs of a gateway's point of view. ``is_away``: Redis cannot be reached."""
+    """Jobs of a gateway's point of view. ``is_away``: Redis cannot be reached. ``waiting_s``: of Ada's own jobs."""
 
     jobs: dict[str, JobRecord] = field(default_factory=dict)
     is_away: bool = False
     num_refused: int = 0
     waiting_s: float = 0.0
+    flood_s: float = 0.0
     num_creates: int = 0
     before_create: Callable[[], None] = lambda: None
 
@@ -78,7 +88,7 @@ class MemoryIndex:
             self.num_refused += 1
             raise StoreUnavailable("ConnectionError at redis://:secret@10.0.0.1")
 
-    async def create(self, job: JobRecord, *, max_queued: int, elsewhere_j: float = 0.0) -> None:
+    async def create(self, job: JobRecord, *, max_queued: int) -> None:
         self._check()
         self.num_creates += 1
         self.before_create()
@@ -115,9 +125,9 @@ class MemoryIndex:
             return None
         return self.jobs.pop(job_id)
 
-    async def queued_s(self, model: str) -> float:
+    async def queue(self, model: str) -> JobQueue:
         self._check()
-        return self.waiting_s
+        return JobQueue(owners_s={"ada": self.waiting_s, "flood": self.flood_s})
 
 
 @dataclass
@@ -153,6 +163,7 @@ class Gateway:
     now_s: float = NOW_S
     max_queued: int = 100
     served: JobModel = field(default_factory=served)
+    models: tuple[str, ...] = ()
     admitted_jobs: list[tuple[str, str, str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -161,7 +172,8 @@ class Gateway:
         )
         index: Any = self.index
         results: Any = self.quotas
-        self.pipeline = Pipeline(results, PipelineLimits(max_in_flight=8, default_deadline_s=30.0), tell=self.hear)
+        limits = PipelineLimits(max_in_flight=8, default_deadline_s=30.0)
+        self.pipeline = Pipeline(results, limits, tell=self.hear, models=self.models)
         self.service = Jobs(
             VIDEOS, {"fake-video": self.served}, index, self.files, self.pipeline, config, lambda: self.now_s
         )
@@ -353,6 +365,23 @@ async def test_queue_counts_against_the_latency_and_is_told_apart_from_a_budget_
     with pytest.raises(BudgetInfeasible):
         await gateway.create(budget=Budget(latency_ms=500))
     assert (await gateway.create()).operating_point == FULL.name  # no deadline, no matter
+
+
+async def test_job_waits_for_as_much_of_a_flood_as_it_takes_itself() -> None:
+    gateway = Gateway()
+    gateway.index.flood_s = 1000.0
+    job = await gateway.create(budget=Budget(latency_ms=20_000))
+    assert job.operating_point == FULL.name, "6 s of its own and 6 s of the flood"
+    assert (await gateway.create(budget=Budget(latency_ms=8_000))).operating_point == QUICK.name
+    with pytest.raises(DeadlineUnreachable, match=r"1000"):
+        await gateway.create(tenant="flood", budget=Budget(latency_ms=20_000))
+
+
+async def test_job_says_what_other_models_served_its_tenant() -> None:
+    gateway = Gateway(models=("fake-video", "chat"))
+    gateway.pipeline.served("ada", "chat", 8.0)
+    assert (await gateway.create()).elsewhere_j == pytest.approx(8.0, rel=0.01)
+    assert (await gateway.create()).elsewhere_j == 0.0
 
 
 # -- bounds, quota, outage -------------------------------------------------------------------------------------------
