@@ -190,10 +190,15 @@ class FairQueue(Generic[UnitT]):
         if flow.units.num_entries:
             self._list(flow)
 
-    def has(self, tenant: str) -> bool:
-        """Whether a tenant has something waiting."""
+    @property
+    def num_tenants(self) -> int:
+        """Who has something waiting."""
+        return self._num_waiting
+
+    def num_of(self, tenant: str) -> int:
+        """What a tenant has waiting."""
         flow = self._flows.get(tenant)
-        return flow is not None and flow.units.num_entries > 0
+        return 0 if flow is None else flow.units.num_entries
 
     def num_alike(self, unit: UnitT) -> int:
         """How many wait that may be taken together with this one, itself counted if it waits here."""

@@ -19,6 +19,10 @@ StageView: TypeAlias = tuple[int, int, float]
 _Offer: TypeAlias = tuple[float, int, int, float, float]
 
 
+#: How much more of the engine may be wasted on those that are due at once.
+_HURRY = 3.0
+
+
 def choose_stage(
     views: Sequence[StageView], now_s: float, cost: CostModel, exit_rates: Sequence[float], max_batch: int
 ) -> int:
@@ -29,7 +33,8 @@ def choose_stage(
 
     Another stage goes first if its head would else start too late to get through all remaining stages; of several,
     the one with the least slack. Under a backlog its batch must be worth it: the engine time that a half-empty batch
-    wastes must not exceed what as many samples cost in full batches.
+    wastes must not exceed what as many samples cost in full batches, or ``_HURRY`` times that if its head is due
+    at once (of a tenant that has not made the backlog: ``exits``).
     """
     if len(views) == 1:
         return views[0][0]
@@ -43,7 +48,12 @@ def choose_stage(
     urgent = [offer for offer in offers if offer[4] < best_batch_s and offer is not best]
     if urgent and num_new > max_batch:
         worth_s = sample_s(cost, exit_rates, max_batch)
-        urgent = [offer for offer in urgent if offer[2] * worth_s >= offer[3] * (1.0 - offer[0])]
+        hurried = {stage for stage, _, due_s in views if due_s <= now_s}
+        urgent = [
+            offer
+            for offer in urgent
+            if offer[2] * worth_s * (_HURRY if offer[1] in hurried else 1.0) >= offer[3] * (1.0 - offer[0])
+        ]
     if not urgent:
         return best[1]
     return min((*urgent, best), key=lambda offer: (offer[4], -offer[1]))[1]

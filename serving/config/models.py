@@ -107,7 +107,7 @@ class JobOptions(Section):
         16,
         ge=1,
         le=1024,
-        description="Jobs that one replica holds at a time; one tenant's are half of them at most, or what fills a step.",
+        description="Jobs that one replica holds at a time; half of them of one tenant, or as many as fill a step.",
     )
     max_held_bytes: int = Field(1 << 30, ge=1 << 20, description="Bytes that held jobs may take, activations included.")
     max_attempts: int = Field(3, ge=1, le=100, description="Attempts at a job before it fails.")

@@ -15,7 +15,7 @@ from functools import partial
 from types import MappingProxyType
 
 from models.inputs import Array
-from models.io import ImageIO, ImageRequest, RowIO
+from models.io import ImageIO, ImageRequest
 from schedulers.admission import NOTHING, Cost
 from schedulers.charge import Charge
 from schedulers.cost import Units
@@ -41,8 +41,6 @@ from serving.telemetry.tracing import span, traceparent
 
 _DEADLINE_GRACE_S = 0.25
 """A replica refuses by the deadline; this much later the gateway stops waiting to hear why."""
-_MUCH = 0.5
-"""Of a latency, what the queue must take for the request to be planned before it is decoded as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +128,7 @@ class UnaryRequests:
             if isinstance(row, ServingError):
                 raise row
             rows.append(row)
-        due_s = self._pipeline.clock() + (request.budget.latency_ms or 0) / 1e3
-        choice = self._choose(model, request, [row.request for row in rows], due_s)
+        choice = self._choose(model, request, rows, self._pipeline.clock() + (request.budget.latency_ms or 0) / 1e3)
         if max(choice.latency_s, (len(rows) - 1) * choice.busy_s) < from_s:
             return None
         picture = await asyncio.to_thread(rows[0].png) if request.images else b""
@@ -158,7 +155,10 @@ class UnaryRequests:
         )
 
     async def _answer(self, model: ServedModel, request: UnaryRequest, deadline_s: float) -> UnaryReply:
-        self._check_load(model, request, deadline_s)
+        # Nobody is refused for a guess; and of a latency budget, the plan knows whether waiting would help.
+        if model.points.is_calibrated and request.budget.latency_ms is None:
+            turn_s = model.dispatcher.predicted_turn_s(request.tenant, request.num_items)
+            self._pipeline.check_queue(deadline_s, turn_s)
         with span("media"):
             prepared = await read_rows(self._media, model.card.io, model.words, request)
         good = [row for row in prepared if isinstance(row, Row)]
@@ -168,7 +168,7 @@ class UnaryRequests:
         with self._deep.counted(request.tenant, model.card.id, num_exits, len(good)) as depth:
             request = replace(request, budget=depth.within(request.budget))
             with span("plan"):
-                choice = self._choose(model, request, [row.request for row in good], deadline_s)
+                choice = self._choose(model, request, good, deadline_s)
                 degradation = degradation_of(choice, len(good))
                 self._pipeline.bending.planned(model.card.id, request.tenant, choice.busy_s * len(good), degradation)
             outcomes = await self._pipeline.fetch(self._wanted(model, request, choice, good, deadline_s))
@@ -178,24 +178,9 @@ class UnaryRequests:
         self._pipeline.tell(RowsAnswered(model.card.id, request.tenant, reply.report, choice.degraded + curbed))
         return reply
 
-    def _check_load(self, model: ServedModel, request: UnaryRequest, deadline_s: float) -> None:
-        """Refuse before anything is decoded what would be late; and nobody for a guess. Of a latency budget, the plan
-        knows whether waiting would help: there is one already where all rows are of one size."""
-        turn_s = model.dispatcher.predicted_turn_s(request.tenant, request.num_items)
-        if not model.points.is_calibrated or not turn_s:
-            return
-        latency_ms = request.budget.latency_ms
-        if latency_ms is None:
-            self._pipeline.check_queue(deadline_s, turn_s)
-        elif 1e3 * turn_s > _MUCH * latency_ms and _has_one_size(model.card.io):
-            self._choose(model, request, [None] * request.num_items, deadline_s)
-
     # -- operating point -------------------------------------------------------------------------------------------
 
-    def _choose(
-        self, model: ServedModel, request: UnaryRequest, rows: Sequence[ImageRequest | None], deadline_s: float
-    ) -> Plan:
-        """``rows``: what the cost of each depends on, if on anything."""
+    def _choose(self, model: ServedModel, request: UnaryRequest, rows: Sequence[Row], deadline_s: float) -> Plan:
         name, budget, way = model.card.id, request.budget, model.dispatcher
         bend = self._pipeline.bending.depth(name, request.tenant, budget.priority, way.predicted_wait_s())
         queued_s = way.predicted_turn_s(request.tenant, len(rows))
@@ -203,7 +188,7 @@ class UnaryRequests:
             name,
             model.points,
             budget,
-            partial(_mean_work, model.points.work, rows),
+            partial(_mean_work, model.points.work, [row.request for row in rows]),
             latency_s=None if budget.latency_ms is None else max(0.0, deadline_s - self._pipeline.clock()),
             load=Load(queued_s=queued_s, rows=len(rows), bend=bend, charge=model.charge),
         )
@@ -261,14 +246,11 @@ class UnaryRequests:
 
 def _least(model: ServedModel, request: UnaryRequest) -> Cost:
     """Of one row, before it is read: at the cheapest point, where all rows have one size and nothing else is asked."""
-    if request.budget.settings or not _has_one_size(model.card.io):
+    io = model.card.io
+    if request.budget.settings or (isinstance(io, ImageIO) and io.size is None):
         return NOTHING
     seconds = min(model.alone_s(point, None) for point in model.points.points)
     return Cost(seconds * model.points.watts, seconds)
-
-
-def _has_one_size(io: RowIO) -> bool:
-    return not isinstance(io, ImageIO) or io.size is not None
 
 
 def _learn(

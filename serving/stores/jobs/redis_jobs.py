@@ -286,7 +286,7 @@ class RedisJobs:
     async def queue(self, model: str) -> JobQueue:
         """The work that waits. O(owners that have some)."""
 
-        async def send(client: aioredis.Redis) -> dict[bytes, bytes]:
+        async def send(client: aioredis.Redis) -> dict[Any, Any]:
             return await client.hgetall(keys.load(model))
 
         loads = await self._connection.call("jobs.queue", send)

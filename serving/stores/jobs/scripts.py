@@ -355,8 +355,8 @@ sweep_ended()
 local is_passed = {}
 for i = 8, #ARGV do is_passed[ARGV[i]] = true end
 
--- The next job, whose flow it is in, that flow's tag, and the smallest tag of all that wait. Who has nothing waiting and
--- stands no further on than whoever goes next is forgotten: coming back, it would start from there.
+-- The next job, whose flow it is in, that flow's tag, and the smallest tag of all that wait. Who has nothing waiting
+-- and stands no further on than whoever goes next is forgotten: coming back, it would start from there.
 local function next_job()
   local at, smallest = 0, nil
   while true do

@@ -77,11 +77,11 @@ def test_survivors_of_a_tenant_that_has_not_made_the_backlog_do_not_wait_for_ful
 
 
 def test_one_lonely_survivor_wastes_no_slice_of_a_backlog() -> None:
-    caller = caller_of(max_batch=4)
+    caller = caller_of(max_batch=8, fixed_s=0.1)
     flood = [arrived(number, tenant="flood") for number in range(1, 22)]
     first = only_batch(caller.send(arrived(0, tenant="light"), *flood, now_s=0.0))
     left = dict.fromkeys(first.unit_ids, 0.9) | {0: 0.1}
-    assert only_batch(caller.send(finished(first, left), now_s=0.014)).stage == 0
+    assert only_batch(caller.send(finished(first, left), now_s=0.108)).stage == 0
 
 
 def test_light_load_is_served_deepest_first_when_that_answers_sooner() -> None:

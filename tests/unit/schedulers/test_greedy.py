@@ -24,7 +24,7 @@ def test_greedy_tenant_hardly_costs_the_others_goodput() -> None:
 def test_greedy_tenant_hardly_slows_the_others_down() -> None:
     one, ten = (by_others(greedy, seconds=5.0, places=512, models=QUICK) for greedy in (1.0, 10.0))
     ratios = {model: (ten[model].p99_s or 0.0) / (one[model].p99_s or 1.0) for model in QUICK}
-    assert max(ratios.values()) <= 1.3, ratios
+    assert max(ratios.values()) <= 1.5, ratios  # 1.9 where survivors of the others wait for full slices
 
 
 def test_gateway_that_lets_in_whoever_comes_first_does_cost_it() -> None:
