@@ -8,7 +8,7 @@ PROTOS := proto/vireo_pb/vireo/v1/vireo.proto proto/vireo_pb/oip/open_inference.
 SOURCES := serving models schedulers loadtest tests
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install serve down test check fuzz format proto lock train-texthawk2-nano train-vdit-nano train-dit-moe-nano train-exvideo-nano clean
+.PHONY: help install serve down test check fuzz format proto lock train-texthawk2-nano train-texthawk2-nano-verbose train-vdit-nano train-dit-moe-nano train-exvideo-nano clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
@@ -73,6 +73,9 @@ fuzz: install ## Throw bad input at a system of its own for ten minutes: image f
 
 train-texthawk2-nano: install ## Train the nano chat model from nothing: fonts, rendering, two stages, model card.
 	PYTHON=$(BIN)/python bash scripts/train_texthawk2_nano.sh
+
+train-texthawk2-nano-verbose: install ## Train the nano chat model that answers at length, from texthawk2-nano: fonts, training, model card.
+	PYTHON=$(BIN)/python bash scripts/train_texthawk2_nano_verbose.sh
 
 train-vdit-nano: install ## Train the nano video model from nothing: autoencoder, judge, teacher, student, model card.
 	PYTHON=$(BIN)/python bash scripts/train_vdit_nano.sh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 
 from models.contract import Family, Knob, LazyRef, Source, Variant
@@ -27,6 +28,14 @@ NANO = Variant(
     is_nano=True,
     is_default=True,
 )
+VERBOSE = Variant(
+    id="texthawk2-nano-verbose",
+    summary="answers at length about rendered pictures, for attacks on the length of answers; weights included",
+    io=replace(NANO.io, kv_values_per_token=2 * 3 * 2 * 64),  # a layer less
+    source=NANO.source,
+    weights=CHECKPOINTS / "texthawk2-nano-verbose",
+    is_nano=True,
+)
 SEVEN_B = Variant(
     id="texthawk2-7b",
     summary="SigLIP-SO400M and Qwen2-7B, as published",
@@ -49,7 +58,7 @@ FAMILY = Family(
     summary="Reads documents and finds things in pictures, 16 tokens a tile.",
     tasks=("chat",),
     shape="stream",
-    variants=(NANO, SEVEN_B),
+    variants=(NANO, VERBOSE, SEVEN_B),
     prepare=LazyRef(f"{_HERE}.image_processor:tile_cutter"),
     build=LazyRef(f"{_HERE}.modeling:build"),
     work=LazyRef("models.io:chat_work"),

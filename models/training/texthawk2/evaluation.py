@@ -77,8 +77,9 @@ def answer(
     batch: int = 16,
     max_new_tokens: int = 320,
     max_tiles: int | None = None,
+    **options: Any,
 ) -> Iterator[Answered]:
-    """Ask each example's first question, greedily; of a picture in at most so many tiles."""
+    """Ask each example's first question; of a picture in at most so many tiles. ``options``: as for ``generate``."""
     config = model.config
     most = min(max_tiles or config.max_tiles, config.max_tiles)
     limits = TilingLimits(tile_size=config.tile_size, max_area=most, max_side=config.max_tiles_side)
@@ -91,7 +92,7 @@ def answer(
             for example, images in zip(part, cut, strict=True)
         ]
         width = max(map(len, prompts))
-        made = generate(model, prompts, cut, max_new_tokens=max_new_tokens, eos_token_id=end)
+        made = generate(model, prompts, cut, max_new_tokens=max_new_tokens, eos_token_id=end, **options)
         for example, images, prompt, tokens in zip(part, cut, prompts, made[:, width:].tolist(), strict=True):
             told = tokens[: tokens.index(end)] if end in tokens else tokens
             question, expected = example.turns[0]
@@ -119,16 +120,16 @@ def generate(
     cut: Sequence[Sequence[Cut]],
     **options: Any,
 ) -> torch.Tensor:
-    """Greedy tokens behind all prompts (N, longest prompt and answer), padded on the left. ``cut``: their pictures."""
+    """Tokens behind all prompts (N, longest prompt and answer), padded on the left. ``cut``: their pictures.
+    ``options``: of transformers' ``generate``; greedy where they do not say."""
     width, pad = max(map(len, prompts)), model.config.text_config.pad_token_id
     made: Any = model.generate(  # type: ignore[misc]
         input_ids=torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts]),
         attention_mask=torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
         pixel_values=torch.from_numpy(np.concatenate([tiles for images in cut for tiles, _ in images])),
         grids=torch.tensor([grid for images in cut for _, grid in images]),
-        do_sample=False,
         pad_token_id=pad,
-        **options,
+        **{"do_sample": False, **options},
     )
     tokens: torch.Tensor = made
     return tokens

@@ -41,7 +41,7 @@ from models.training.optimizer import Optimizers
 from models.training.texthawk2.batches import IGNORE, Batch, Batches, Encoder
 from models.training.texthawk2.compiled import compile_layers
 from models.training.texthawk2.coordinate_loss import answer_loss, overlaps, start_alike
-from models.training.texthawk2.nano import nano_config
+from models.training.texthawk2.nano import config_for
 from models.training.texthawk2.synth.charset import CHINESE
 from models.training.texthawk2.synth.dense import DENSE_CLASSES
 from models.training.texthawk2.vision_stage import DenseTiles, character_loss, name_patches, shares_by_kind
@@ -92,18 +92,9 @@ def _weight(text: str) -> tuple[str, float]:
 
 def build_model(tokenizer: Any) -> TextHawk2ForConditionalGeneration:
     """The nano model with fresh weights."""
-    token = tokenizer.convert_tokens_to_ids
-    config = nano_config(
-        vocab_size=len(tokenizer),
-        image_id=token("<image>"),
-        vision_start_id=token("<vision_start>"),
-        vision_end_id=token("<vision_end>"),
-        box_start_id=token("<box>"),
-        eos_id=token("<|im_end|>"),
-        pad_id=token("<|endoftext|>"),
-    )
-    model = TextHawk2ForConditionalGeneration(config)
-    start_alike(cast(nn.Embedding, model.get_input_embeddings()), token(COORDINATE_TOKENS[0]))
+    model = TextHawk2ForConditionalGeneration(config_for(tokenizer))
+    first = tokenizer.convert_tokens_to_ids(COORDINATE_TOKENS[0])
+    start_alike(cast(nn.Embedding, model.get_input_embeddings()), first)
     return model
 
 
@@ -268,7 +259,7 @@ def losses(
         hidden = model.language_model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         targets = batch.labels[:, 1:]
         asked = targets != IGNORE
-        logits = model.language_model.lm_head(_padded(hidden[:, :-1][asked])).float()[: int(asked.sum())]
+        logits = model.language_model.lm_head(padded(hidden[:, :-1][asked])).float()[: int(asked.sum())]
         boxes = heads["detection"](hidden[batch.box_places[:, 0], batch.box_places[:, 1]]).float()
     loss = answer_loss(logits, targets[asked], model.config.box_start_token_id + FIRST_COORDINATE)
     box_loss = (boxes - batch.boxes).abs().mean() if len(batch.boxes) else loss.new_zeros(())
@@ -288,7 +279,7 @@ def _judged(said: Tensor, targets: Tensor, box_places: Tensor) -> Tensor:
     return right
 
 
-def _padded(rows: Tensor) -> Tensor:
+def padded(rows: Tensor) -> Tensor:
     """Rows up to a multiple of 256: kernels are prepared, and kept, for every new shape."""
     return nn.functional.pad(rows, (0, 0, 0, -len(rows) % 256))
 

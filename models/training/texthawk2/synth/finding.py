@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,23 +139,8 @@ def read_box(rng: np.random.Generator, split: Split, fonts: FontSet | None = Non
 
 def caption(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
     """Everything on the picture in the order of reading; one in three asks for a place in a second turn."""
-    fonts = fonts or default_fonts()
-    frame = any_frame(rng)
-    figures = _different_shapes(rng, frame, int(rng.integers(1, 5)))
-    figures += _different_words(rng, split, fonts, frame, int(rng.integers(0, 3)))
-    figures = _shuffled(rng, figures)
-    rows: list[list[Figure]] = []
-    while figures:
-        take = int(rng.integers(1, 3))
-        rows.append(figures[:take])
-        figures = figures[take:]
-    by_thing = {id(figure.thing): figure for row in rows for figure in row}
-    spots = rows_of(rng, split, frame, [[figure.thing for figure in row] for row in rows])
-    placed = [(by_thing[id(spot.thing)], spot) for spot in spots]
-    if not placed:
-        return caption(rng, split, fonts)
-    image = _painted(rng, split, frame, placed)
-    turns = [(pick(rng, _DESCRIBE), _listing([figure.described for figure, _ in placed]))]
+    frame, placed, image = laid_out(rng, split, fonts or default_fonts())
+    turns = [(pick(rng, _DESCRIBE), listing([figure.described for figure, _ in placed]))]
     if rng.random() < 0.67:
         return Example(image, "caption", tuple(turns))
     figure, where = placed[int(rng.integers(len(placed)))]
@@ -225,6 +210,30 @@ def interview(rng: np.random.Generator, split: Split, fonts: FontSet | None = No
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def laid_out(
+    rng: np.random.Generator,
+    split: Split,
+    fonts: FontSet,
+    draw_frame: Callable[[np.random.Generator], Frame] = any_frame,
+) -> tuple[Frame, list[tuple[Figure, Placed]], Image.Image]:
+    """One to four shapes and up to two words in rows: the frame, what is on it in the order of reading, the picture."""
+    while True:
+        frame = draw_frame(rng)
+        figures = _different_shapes(rng, frame, int(rng.integers(1, 5)))
+        figures += _different_words(rng, split, fonts, frame, int(rng.integers(0, 3)))
+        figures = _shuffled(rng, figures)
+        rows: list[list[Figure]] = []
+        while figures:
+            take = int(rng.integers(1, 3))
+            rows.append(figures[:take])
+            figures = figures[take:]
+        by_thing = {id(figure.thing): figure for row in rows for figure in row}
+        spots = rows_of(rng, split, frame, [[figure.thing for figure in row] for row in rows])
+        placed = [(by_thing[id(spot.thing)], spot) for spot in spots]
+        if placed:
+            return frame, placed, _painted(rng, split, frame, placed)
 
 
 def _where(
@@ -354,5 +363,6 @@ def _loosened(rng: np.random.Generator, box: Box) -> Box:
     return Box(max(box.x1 - left, 0.0), max(box.y1 - top, 0.0), min(box.x2 + right, 1.0), min(box.y2 + bottom, 1.0))
 
 
-def _listing(names: Sequence[str]) -> str:
+def listing(names: Sequence[str]) -> str:
+    """Names as a sentence has them."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
