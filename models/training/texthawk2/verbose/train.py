@@ -2,8 +2,9 @@
 
     python -m models.training.texthawk2.verbose.train --out .cache/texthawk2-nano-verbose
 
-Each step draws new pictures and asks for each kind of answer about every one of them, so that a picture is encoded once
-for all three. Interrupt it at will: the same command goes on from the last hundred steps.
+Each step draws new pictures. In the second phase it asks for each kind of answer about every one of them, so that a
+picture is encoded once for all three; the tower, which has learnt to see by then, stays as it is. Interrupt it at will:
+the same command goes on from the last fifty steps.
 """
 
 from __future__ import annotations
@@ -40,26 +41,26 @@ from models.training.texthawk2.synth.fonts import Split
 from models.training.texthawk2.verbose.slim import slim
 
 STATE_FILE = "training_state.pt"
-SIGHT_WEIGHT = 0.3
-"""Of the distance from what the larger model makes of a picture, beside the loss of answers."""
-AVERAGE_DECAY = 0.99
-SAVE_EVERY = 100
-_LOG_EVERY = 20
+SAVE_EVERY = 50
 UNSEEN_PICTURES = 24
 """In each of two batches."""
+_AVERAGE_DECAY = 0.99
+_LOG_EVERY = 10
 _UNSEEN = 999
 """Seed of the pictures that are measured on; their fonts and words are held out besides."""
 
+Model = TextHawk2ForConditionalGeneration
 Batches = Mapping[Kind, Batch]
 """Of the same pictures in the same order; only the first kind's batch has their tiles."""
+Losses = Callable[[Batches], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What makes a run this one. ``sight_steps``: of all ``steps`` the first, without answers."""
+    """What makes a run this one. ``sight_steps``: of all ``steps`` those of the first phase."""
 
-    steps: int = 1500
-    sight_steps: int = 200
+    steps: int = 900
+    sight_steps: int = 300
     pictures: int = 24
     lr: float = 1e-3
     seed: int = 1
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, default=CHECKPOINTS / "texthawk2-nano", help="larger model")
     for one in fields(Plan):
         parser.add_argument(f"--{one.name.replace('_', '-')}", type=type(one.default), default=one.default)
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, decaying by time")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end the second phase by then, decaying by time")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     args = parser.parse_args()
     plan = Plan(**{one.name: getattr(args, one.name) for one in fields(Plan)})
@@ -93,50 +94,82 @@ def train(
 
     Raises: ValueError: the interrupted run was of another plan.
     """
+    end_s = time.monotonic() + 60 * minutes
     register()
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
-    state = saved_state(out / STATE_FILE, asdict(plan))
-    teacher, student, tokenizer = build_pair(source, plan.seed)
-    average = copy.deepcopy(student).requires_grad_(False)
-    first = 0
-    if state is not None:
-        student.load_state_dict(state["student"])
-        average.load_state_dict(state["average"])
-        first = state["step"]
-    encoder = encoder_of(tokenizer, student)
-    drawn = iter(DataLoader(Drawn(encoder, "train", plan, first), batch_size=None, num_workers=1))
-    held_out = [draw(np.random.default_rng((_UNSEEN, part)), encoder, "test", UNSEEN_PICTURES) for part in range(2)]
-    optimizers = Optimizers([student], muon_lr=plan.lr, adam_lr=plan.lr)
-    log, recent, started_s = TrainingLog(out / LOG_FILE), defaultdict[str, list[float]](list), time.monotonic()
-    done = first
-    for step in range(first, plan.steps):
-        progress = max(step / plan.steps, (time.monotonic() - started_s) / 60 / minutes)
-        if progress >= 1:
-            break
-        found = losses(teacher, student, next(drawn), is_sight_only=step < plan.sight_steps)
-        total_of(found).backward()  # type: ignore[no-untyped-call]
-        optimizers.step(progress, step - first)
-        follow(average, student, min(AVERAGE_DECAY, (step + 1) / (step + 10)))
-        for name, loss in found.items():
-            recent[name].append(float(loss.detach()))
-        done = step + 1
-        on_step(done)
-        if done % _LOG_EVERY == 0:
-            log.write(step=done, progress=progress, **{name: sum(ones) / len(ones) for name, ones in recent.items()})
-            recent.clear()
-        if done % SAVE_EVERY == 0:
-            log.write(step=done, **measured(teacher, average, held_out))
-            save(average, tokenizer, out)
-            kept = {"student": student.state_dict(), "average": average.state_dict(), "step": done}
-            save_state(out / STATE_FILE, asdict(plan), kept)
-    log.write(step=done, **measured(teacher, average, held_out))
-    save(average, tokenizer, out)
+    run = Run(source, out, plan, on_step)
+    if run.done < plan.sight_steps:
+        run.learn(run.sight, plan.sight_steps)
+        run.student.load_state_dict(run.average.state_dict())  # the tower stays as it is now: no noise of the last steps
+    run.student.vision_tower.requires_grad_(False)
+    if run.done < plan.steps:
+        run.learn(run.answers, plan.steps, end_s)
+    run.save()
 
 
-def build_pair(
-    source: Path, seed: int
-) -> tuple[TextHawk2ForConditionalGeneration, TextHawk2ForConditionalGeneration, Any]:
+class Run:
+    """A training run: both models, the average of the smaller one, and how many steps are done."""
+
+    def __init__(self, source: Path, out: Path, plan: Plan, on_step: Callable[[int], object]) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._out, self._plan, self._on_step = out, plan, on_step
+        self.teacher, self.student, self._tokenizer = build_pair(source, plan.seed)
+        self.average: Model = copy.deepcopy(self.student).requires_grad_(False)
+        self.done = 0
+        if (state := saved_state(out / STATE_FILE, asdict(plan))) is not None:
+            self.student.load_state_dict(state["student"])
+            self.average.load_state_dict(state["average"])
+            self.done = state["step"]
+        self._encoder = encoder_of(self._tokenizer, self.student)
+        self._log = TrainingLog(out / LOG_FILE)
+        self._held_out = [
+            draw(np.random.default_rng((_UNSEEN, part)), self._encoder, "test", UNSEEN_PICTURES) for part in range(2)
+        ]
+
+    def sight(self, batches: Batches) -> dict[str, Tensor]:
+        """What the first phase learns."""
+        return {"sight": sight_loss(self.teacher, self.student, batches)}
+
+    def answers(self, batches: Batches) -> dict[str, Tensor]:
+        """What the second phase learns."""
+        images = encoded(self.student, batches)
+        return {kind: answered(self.student, batch, images)[0] for kind, batch in batches.items()}
+
+    def learn(self, losses: Losses, end: int, end_s: float = float("inf")) -> None:
+        """One phase: up to step ``end``, or until ``end_s`` of the monotonic clock. The learning rate falls with it."""
+        first, started_s = self.done, time.monotonic()
+        optimizers = Optimizers([self.student], muon_lr=self._plan.lr, adam_lr=self._plan.lr, warmup=20)
+        drawn = iter(DataLoader(Drawn(self._encoder, self._plan, first), batch_size=None, num_workers=1))
+        recent = defaultdict[str, list[float]](list)
+        for step in range(first, end):
+            progress = max((step - first) / (end - first), (time.monotonic() - started_s) / (end_s - started_s))
+            if progress >= 1:
+                break
+            found = losses(next(drawn))
+            torch.stack(list(found.values())).mean().backward()  # type: ignore[no-untyped-call]
+            optimizers.step(progress, step - first)
+            follow(self.average, self.student, min(_AVERAGE_DECAY, (step - first + 1) / (step - first + 10)))
+            self.done = step + 1
+            self._on_step(self.done)
+            for name, loss in found.items():
+                recent[name].append(float(loss.detach()))
+            if self.done % _LOG_EVERY == 0:
+                means = {name: sum(ones) / len(ones) for name, ones in recent.items()}
+                self._log.write(step=self.done, progress=progress, **means)
+                recent.clear()
+            if self.done % SAVE_EVERY == 0:
+                self.save()
+
+    def save(self) -> None:
+        """Measure; write a folder that the Auto classes load, and what the next run goes on from."""
+        self._log.write(step=self.done, **measured(self.teacher, self.average, self._held_out))
+        self.average.save_pretrained(self._out)
+        self._tokenizer.save_pretrained(self._out)
+        kept = {"student": self.student.state_dict(), "average": self.average.state_dict(), "step": self.done}
+        save_state(self._out / STATE_FILE, asdict(self._plan), kept)
+
+
+def build_pair(source: Path, seed: int) -> tuple[Model, Model, Any]:
     """The larger model, the smaller one made of it, and the smaller one's tokenizer.
 
     Raises: ValueError: ``source`` is not texthawk2-nano or its like.
@@ -144,8 +177,10 @@ def build_pair(
     words, fewer_words = build_nano_tokenizer(CHINESE), build_nano_tokenizer("")
     teacher = load_model(source, words).eval().requires_grad_(False)
 
-    def answer_some(model: TextHawk2ForConditionalGeneration) -> None:
-        losses(model, model, draw(np.random.default_rng((seed, _UNSEEN)), encoder_of(words, model), "train", 16))
+    def answer_some(model: Model) -> None:
+        batches = draw(np.random.default_rng((seed, _UNSEEN)), encoder_of(words, model), "train", 16)
+        for batch in batches.values():
+            answered(model, batch, encoded(model, batches))
 
     return teacher, slim(teacher, words, fewer_words, answer_some), fewer_words
 
@@ -154,17 +189,17 @@ def build_pair(
 
 
 class Drawn(IterableDataset[Batches]):
-    """What each step learns from, from the first step on, without end. A step's pictures depend on it and the seed."""
+    """What each step learns from, from step ``first`` on, without end. A step's pictures depend on it and the seed."""
 
-    def __init__(self, encoder: Encoder, split: Split, plan: Plan, first: int) -> None:
-        self._encoder, self._split, self._plan, self._first = encoder, split, plan, first
+    def __init__(self, encoder: Encoder, plan: Plan, first: int) -> None:
+        self._encoder, self._plan, self._first = encoder, plan, first
 
     def __iter__(self) -> Iterator[Batches]:
         for step in count(self._first):
-            yield draw(np.random.default_rng((self._plan.seed, step)), self._encoder, self._split, self._plan.pictures)
+            yield draw(np.random.default_rng((self._plan.seed, step)), self._encoder, "train", self._plan.pictures)
 
 
-def encoder_of(tokenizer: Any, model: TextHawk2ForConditionalGeneration) -> Encoder:
+def encoder_of(tokenizer: Any, model: Model) -> Encoder:
     """Conversations to tokens, and pictures to as many tiles as the model takes."""
     return Encoder(tokenizer, model.config.max_tiles, model.config.max_tiles_side)
 
@@ -174,7 +209,7 @@ def draw(rng: np.random.Generator, encoder: Encoder, split: Split, number: int) 
     scenes = [scene(rng, split) for _ in range(number)]
     found: dict[Kind, Batch] = {}
     for kind in KINDS:
-        items = [encoder(one.example(rng, kind), image_first=rng.random() < 0.5) for one in scenes]
+        items = [encoder(one.example(rng, kind), image_first=rng.random() < 0.8) for one in scenes]
         batch = collate(items, pad_id=0)  # what stands behind an answer is not seen
         found[kind] = replace(batch, examples=[], tiles=batch.tiles.new_empty(0) if found else batch.tiles)
     return found
@@ -183,32 +218,22 @@ def draw(rng: np.random.Generator, encoder: Encoder, split: Split, number: int) 
 # -- what is learnt --------------------------------------------------------------------------------------------------
 
 
-def losses(
-    teacher: TextHawk2ForConditionalGeneration,
-    student: TextHawk2ForConditionalGeneration,
-    batches: Batches,
-    *,
-    is_sight_only: bool = False,
-) -> dict[str, Tensor]:
-    """Distance of the pictures' tokens from the teacher's, as a share of their variance, and cross-entropy by kind."""
+def encoded(model: Model, batches: Batches) -> Tensor:
+    """Tokens of all pictures, one after another (N, width)."""
     shown = batches[KINDS[0]]
     with torch.autocast("cpu", torch.bfloat16):
-        images = torch.cat(student.encode_images(shown.tiles, shown.grids))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        theirs = torch.cat(teacher.encode_images(shown.tiles, shown.grids)).float()
-    found = {"sight": (images.float() - theirs).square().mean() / theirs.var()}
-    if not is_sight_only:
-        found |= {kind: answered(student, batch, images)[0] for kind, batch in batches.items()}
-    return found
+        return torch.cat(model.encode_images(shown.tiles, shown.grids))
 
 
-def total_of(found: Mapping[str, Tensor]) -> Tensor:
-    """One loss of all; kinds of answers count alike."""
-    answers = [loss for name, loss in found.items() if name != "sight"]
-    return torch.stack(answers).mean() + SIGHT_WEIGHT * found["sight"] if answers else found["sight"]
+def sight_loss(teacher: Model, student: Model, batches: Batches) -> Tensor:
+    """Squared distance of the pictures' tokens from the teacher's, as a share of the variance of those."""
+    with torch.no_grad():
+        theirs = encoded(teacher, batches).float()
+    distance: Tensor = (encoded(student, batches).float() - theirs).square().mean()
+    return distance / theirs.var()
 
 
-def answered(model: TextHawk2ForConditionalGeneration, batch: Batch, images: Tensor) -> tuple[Tensor, Tensor]:
+def answered(model: Model, batch: Batch, images: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the answers' tokens, and which answers are right to the last one, (B,). ``images``: tokens of
     all pictures, one after another."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -220,32 +245,23 @@ def answered(model: TextHawk2ForConditionalGeneration, batch: Batch, images: Ten
         asked = targets != IGNORE
         logits = model.language_model.lm_head(padded(hidden[:, :-1][asked])).float()[: int(asked.sum())]
     said = targets.clone()
-    said[asked] = logits.argmax(-1)
+    said[asked] = logits.detach().argmax(-1)
     return nn.functional.cross_entropy(logits, targets[asked]), (said == targets).all(1)
 
 
 @torch.no_grad()
-def measured(
-    teacher: TextHawk2ForConditionalGeneration, model: TextHawk2ForConditionalGeneration, held_out: Sequence[Batches]
-) -> dict[str, float]:
+def measured(teacher: Model, model: Model, held_out: Sequence[Batches]) -> dict[str, float]:
     """On pictures that training never saw: distance from the teacher, and by kind of answer the loss and the share that
     greedy decoding gets right to the last token."""
     found = defaultdict[str, list[float]](list)
     for batches in held_out:
-        shown = batches[KINDS[0]]
-        for name, loss in losses(teacher, model, batches).items():
-            found[f"unseen_{name}"].append(float(loss))
-        with torch.autocast("cpu", torch.bfloat16):
-            images = torch.cat(model.encode_images(shown.tiles, shown.grids))
+        found["unseen_sight"].append(float(sight_loss(teacher, model, batches)))
+        images = encoded(model, batches)
         for kind, batch in batches.items():
-            found[f"exact_{kind}"].append(float(answered(model, batch, images)[1].float().mean()))
+            loss, right = answered(model, batch, images)
+            found[f"unseen_{kind}"].append(float(loss))
+            found[f"exact_{kind}"].append(float(right.float().mean()))
     return {name: sum(values) / len(values) for name, values in found.items()}
-
-
-def save(model: TextHawk2ForConditionalGeneration, tokenizer: Any, folder: Path) -> None:
-    """A folder that the Auto classes load."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

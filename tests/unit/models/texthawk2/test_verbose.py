@@ -111,16 +111,35 @@ def test_interrupted_run_goes_on_where_it_was_saved(
         train.train(source, out, Plan(steps=4))
 
 
-def test_answers_are_not_learnt_before_sight(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
+def test_answers_are_learnt_by_a_model_that_sees_already(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(describing, "default_fonts", lambda: DEJAVU)
+    monkeypatch.setattr(train, "UNSEEN_PICTURES", 2)
+    towers: list[torch.Tensor] = []
+    plan = Plan(steps=3, sight_steps=1, pictures=2)
+    run = train.Run(source, tmp_path / "out", plan, lambda done: towers.append(_first_of(run.student.vision_tower)))
+    words = _first_of(run.student.language_model)
+    run.learn(run.sight, plan.sight_steps)
+    assert torch.equal(words, _first_of(run.student.language_model))
+    run.student.vision_tower.requires_grad_(False)
+    run.learn(run.answers, plan.steps)
+    assert torch.equal(towers[0], towers[2])
+    assert not torch.equal(words, _first_of(run.student.language_model))
+
+
+def _first_of(part: torch.nn.Module) -> torch.Tensor:
+    return next(iter(part.parameters())).detach().clone()
+
+
+def test_sight_is_the_distance_from_the_larger_model(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     monkeypatch.setattr(describing, "default_fonts", lambda: DEJAVU)
     teacher, student, words = train.build_pair(source, seed=1)
     batches = train.draw(np.random.default_rng(0), train.encoder_of(words, student), "train", 2)
-    assert set(train.losses(teacher, student, batches, is_sight_only=True)) == {"sight"}
-    found = train.losses(teacher, student, batches)
-    assert set(found) == {"sight", *KINDS}
-    expected = sum(found[kind] for kind in KINDS) / len(KINDS) + train.SIGHT_WEIGHT * found["sight"]
-    assert float(train.total_of(found)) == pytest.approx(float(expected), rel=1e-5)
-    assert float(train.losses(teacher, teacher, batches, is_sight_only=True)["sight"]) < 1e-6
+    assert float(train.sight_loss(teacher, teacher, batches)) < 1e-6
+    assert float(train.sight_loss(teacher, student, batches)) > 1e-3
+    assert [len(batches[kind].tiles) > 0 for kind in KINDS] == [True, False, False]
+    assert len({tuple(batches[kind].grids) for kind in KINDS}) == 1
 
 
 # -- the committed weights -------------------------------------------------------------------------------------------
