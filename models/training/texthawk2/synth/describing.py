@@ -18,7 +18,7 @@ from PIL import Image
 from models.training.texthawk2.synth.example import Example, pick
 from models.training.texthawk2.synth.finding import laid_out, listing
 from models.training.texthawk2.synth.fonts import FontSet, Split, default_fonts
-from models.training.texthawk2.synth.scene import COLOURS, SHAPES, Frame, many_tiles, one_tile
+from models.training.texthawk2.synth.scene import COLOURS, SHAPES, one_tile
 
 Kind: TypeAlias = Literal["caption", "description", "list"]
 KINDS: tuple[Kind, ...] = ("caption", "description", "list")
@@ -55,9 +55,6 @@ _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 _CENTRE = "centre"
 _NAMED = 3
 """Things that a description names; of more, it says how many there are."""
-_LARGER = 0.1
-"""Share of pictures that are cut into several tiles."""
-
 PLACES = tuple(f"{row} {column}".strip() or _CENTRE for row in _ROWS for column in _COLUMNS)
 
 
@@ -84,18 +81,14 @@ class Scene:
 
 
 def scene(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Scene:
-    """One to four shapes and up to two words, laid out as for a caption; most pictures are one tile."""
-    frame, placed, image = laid_out(rng, split, fonts or default_fonts(), _frame)
+    """One to four shapes and up to two words, laid out as for a caption, on a picture of one tile."""
+    frame, placed, image = laid_out(rng, split, fonts or default_fonts(), one_tile)
     things = []
     for figure, where in placed:
         box = where.box(frame)
         place = place_of((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2)
         things.append(Seen(figure.thing.name, figure.described, figure.is_text, place))
     return Scene(image, tuple(things))
-
-
-def _frame(rng: np.random.Generator) -> Frame:
-    return many_tiles(rng) if rng.random() < _LARGER else one_tile(rng)
 
 
 def place_of(x: float, y: float) -> str:

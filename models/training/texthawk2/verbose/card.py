@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
-from safetensors import safe_open
 
+from models.files import heads
 from models.identity import WEIGHTS_FILE
 from models.training.log import LOG_FILE
 from models.training.texthawk2.synth.describing import FACTS, KINDS
@@ -98,8 +99,8 @@ never by default. A token is one character. It knows no Chinese, finds no boxes,
 
 ## Lengths
 
-Tokens of answers about {report["kinds"][KINDS[0]]["greedy"]["count"]} pictures of each kind, cut off at {report["cap"]}.
-Held-out fonts ({fonts}), words and layouts. *Greedy*: the likeliest token; *sampled*: temperature
+Tokens of answers about {report["kinds"][KINDS[0]]["greedy"]["count"]} pictures of each kind, cut off at
+{report["cap"]}. Held-out fonts ({fonts}), words and layouts. *Greedy*: the likeliest token; *sampled*: temperature
 {report["ways"]["sampled"]["temperature"]:g}, top-p {report["ways"]["sampled"]["top_p"]:g}, seeded. *Ended*: by
 themselves, before the cap. *Expected*: of right answers.
 
@@ -141,8 +142,7 @@ def _is_last(one: Mapping[str, Any], after: Mapping[str, Any] | None) -> bool:
 
 
 def _parameters(folder: Path) -> int:
-    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118: it is no mapping
+    return sum(prod(shape) for _, _, shape in heads(folder / WEIGHTS_FILE))
 
 
 def _questions(report: Mapping[str, Any]) -> str:

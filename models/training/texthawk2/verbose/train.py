@@ -59,9 +59,9 @@ Losses = Callable[[Batches], Mapping[str, Tensor]]
 class Plan:
     """What makes a run this one. ``sight_steps``: of all ``steps`` those of the first phase."""
 
-    steps: int = 900
-    sight_steps: int = 300
-    pictures: int = 24
+    steps: int = 800
+    sight_steps: int = 250
+    pictures: int = 16
     lr: float = 1e-3
     seed: int = 1
 
@@ -100,7 +100,8 @@ def train(
     run = Run(source, out, plan, on_step)
     if run.done < plan.sight_steps:
         run.learn(run.sight, plan.sight_steps)
-        run.student.load_state_dict(run.average.state_dict())  # the tower stays as it is now: no noise of the last steps
+        # The tower stays as it is from here on: without the noise of the last steps.
+        run.student.load_state_dict(run.average.state_dict())
     run.student.vision_tower.requires_grad_(False)
     if run.done < plan.steps:
         run.learn(run.answers, plan.steps, end_s)

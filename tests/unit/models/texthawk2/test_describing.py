@@ -35,7 +35,9 @@ def _scenes(split: Split = "train", number: int = 80) -> list[Scene]:
     return [scene(rng, split, DEJAVU) for _ in range(number)]
 
 
-@pytest.mark.parametrize("things", [(STAR,), (PRICE,), (STAR, PRICE), (WORD, STAR, CIRCLE), (CIRCLE, WORD, PRICE, STAR)])
+@pytest.mark.parametrize(
+    "things", [(STAR,), (PRICE,), (STAR, PRICE), (WORD, STAR, CIRCLE), (CIRCLE, WORD, PRICE, STAR)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_right_answer_states_nothing_but_facts(kind: Kind, things: tuple[Seen, ...]) -> None:
     found = judge(answer_of(kind, things), things)
@@ -92,7 +94,17 @@ def test_answer_that_says_nothing_states_no_fact() -> None:
 
 def test_places_are_thirds() -> None:
     assert [place_of(x, y) for y in (0.0, 0.5, 1.0) for x in (0.0, 0.5, 1.0)] == list(PLACES)
-    assert PLACES == ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+    assert PLACES == (
+        "top left",
+        "top",
+        "top right",
+        "left",
+        "centre",
+        "right",
+        "bottom left",
+        "bottom",
+        "bottom right",
+    )
 
 
 def test_kinds_differ_in_length_by_the_question_alone() -> None:

@@ -56,7 +56,9 @@ def test_units_that_move_nothing_are_those_that_go() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     text = "1. a red star, top left"
     ids = [torch.tensor([words.encode(text, add_special_tokens=False)]) for words in (NARROW, WIDE)]
-    said, expected = (one.language_model(input_ids=given).logits for one, given in zip((small, model), ids, strict=True))
+    said, expected = (
+        one.language_model(input_ids=given).logits for one, given in zip((small, model), ids, strict=True)
+    )
     rows = [WIDE.get_vocab()[NARROW.convert_ids_to_tokens(number)] for number in range(len(NARROW))]
     torch.testing.assert_close(said, expected[..., rows], rtol=1e-4, atol=1e-4)
 
@@ -132,6 +134,7 @@ def _first_of(part: torch.nn.Module) -> torch.Tensor:
     return next(iter(part.parameters())).detach().clone()
 
 
+@torch.no_grad()
 def test_sight_is_the_distance_from_the_larger_model(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     monkeypatch.setattr(describing, "default_fonts", lambda: DEJAVU)
     teacher, student, words = train.build_pair(source, seed=1)
