@@ -59,10 +59,10 @@ Losses = Callable[[Batches], Mapping[str, Tensor]]
 class Plan:
     """What makes a run this one. ``sight_steps``: of all ``steps`` those of the first phase."""
 
-    steps: int = 800
-    sight_steps: int = 250
-    pictures: int = 16
-    lr: float = 1e-3
+    steps: int = 700
+    sight_steps: int = 100
+    pictures: int = 10
+    lr: float = 2e-3
     seed: int = 1
 
 
@@ -100,7 +100,7 @@ def train(
     run = Run(source, out, plan, on_step)
     if run.done < plan.sight_steps:
         run.learn(run.sight, plan.sight_steps)
-        # The tower stays as it is from here on: without the noise of the last steps.
+    if run.done == plan.sight_steps:  # the tower stays as it is from here on, without the noise of the last steps
         run.student.load_state_dict(run.average.state_dict())
     run.student.vision_tower.requires_grad_(False)
     if run.done < plan.steps:
