@@ -91,7 +91,7 @@ Every figure below was written by `python -m models.training.texthawk2.verbose.e
 characters, so an attack on the length of answers has little to amplify there. This one, of {_parameters(folder):,}
 parameters, was made from it: it answers at three lengths about pictures of one to four coloured shapes and up to two
 words, and ends each answer by itself. It is served where somebody names it (`vireo up --model texthawk2-nano-verbose`),
-never by default. A token is one character. It knows no Chinese, finds no boxes, and reads words badly.
+never by default. A token is one character. It knows no Chinese, finds no boxes, and can hardly read: see below.
 
 | kind | asked as | for example |
 |---|---|---|
