@@ -176,7 +176,7 @@ def build_pair(source: Path, seed: int) -> tuple[Model, Model, Any]:
     Raises: ValueError: ``source`` is not texthawk2-nano or its like.
     """
     words, fewer_words = build_nano_tokenizer(CHINESE), build_nano_tokenizer("")
-    teacher = load_model(source, words).eval().requires_grad_(False)
+    teacher = load_model(source, words).requires_grad_(False)
 
     def answer_some(model: Model) -> None:
         batches = draw(np.random.default_rng((seed, _UNSEEN)), encoder_of(words, model), "train", 16)
