@@ -79,10 +79,13 @@ async def test_from_the_first_key_to_the_last(run: Run, live: LiveTenants) -> No
     assert (row["from"], row["open_keys"], row["fields"]["weight"]) == ("added here", 1, 3.0)
 
     await changed(run, live, "set", "ada", "burst_j=12.5", "admin=true", "seconds_per_s=1e-3")
+    await changed(run, live, "set", "ada", "max_joules_per_day=36e5", "max_joules_per_month=7.2e7")
     ada = live.now.settings["ada"]
     assert (ada.burst_j, ada.seconds_per_s, ada.weight) == (12.5, 1e-3, 2.0)
+    assert (ada.max_joules_per_day, ada.max_joules_per_month) == (3.6e6, 7.2e7)
     shown = (await run("show", "ada")).stdout
     assert re.search(r"burst_j +12\.5 \(set here\)", shown)
+    assert re.search(r"max_joules_per_day +3.6e\+06 \(set here\)", shown)
     assert re.search(r"weight +2\n", shown)
 
     await changed(run, live, "rotate", "ada", "--keep-old-for", "2h")
@@ -96,7 +99,7 @@ async def test_from_the_first_key_to_the_last(run: Run, live: LiveTenants) -> No
     assert (await listed(run))["bob"]["from"] == "removed here"
 
     log = (await run("audit")).stdout
-    assert [line.split()[2] for line in log.splitlines()[1:]] == ["remove", "rotate", "rotate", "set", "add"]
+    assert [line.split()[2] for line in log.splitlines()[1:]] == ["remove", "rotate", "rotate", "set", "set", "add"]
     assert "burst_j=12.5, admin=yes" in log
     assert key not in log
 
