@@ -43,6 +43,8 @@ TASKS = {"texthawk2-nano": ("word", "caption", "ground_shape"), "texthawk2-nano-
 """Prompt classes by model: of the reader, a short answer, a sentence, a box."""
 BLACK_BOX_ITERATIONS = 6
 """An iteration of a black box is eight answers a picture, or more than ten of one with weights."""
+WORKS = 2.0
+"""Times as long, from which a picture is kept."""
 CAP = 512
 SEED = 1
 
@@ -138,16 +140,15 @@ def _row(chosen: Sequence[Record], paid: Sequence[Record]) -> dict[str, Any]:
 
 
 def _keep_pictures(folder: Path, records: Sequence[Record]) -> None:
-    """The longest answer's picture of each model and attack; the others are made again by the command."""
+    """Of each attack that works, the picture whose answer grew most; the others are made again by the command."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    longest: dict[tuple[str, str], Record] = {}
+    longest: dict[str, Record] = {}
     for one in records:
-        if one.attack not in ("noise", "random-pictures"):
-            kept = longest.setdefault((one.model, one.attack), one)
-            longest[one.model, one.attack] = max(kept, one, key=lambda record: record.amplification)
-    for one in longest.values():
+        kept = longest.setdefault(one.attack, one)
+        longest[one.attack] = max(kept, one, key=lambda record: record.amplification)
+    for one in (one for one in longest.values() if one.amplification >= WORKS):
         found = sorted(RUNS.glob(f"*/{one.model}/{one.attack}/{one.index:02d}.png"))
         if found:
             newest = max(found, key=lambda path: path.stat().st_mtime)
