@@ -39,7 +39,10 @@ from tests.benchmarks.common import (
 )
 
 RUNS = ROOT / "out" / "adversarial"
-TASKS = {"texthawk2-nano": ("word", "caption", "ground_shape"), "texthawk2-nano-verbose": ("caption",)}
+TASKS = {
+    "texthawk2-nano": ("word", "caption", "ground_shape"),
+    "texthawk2-nano-verbose": ("verbose-caption", "verbose-description", "verbose-list"),
+}
 """Prompt classes by model: of the reader, a short answer, a sentence, a box."""
 BLACK_BOX_ITERATIONS = 6
 """An iteration of a black box is eight answers a picture, or more than ten of one with weights."""
@@ -148,7 +151,9 @@ def _keep_pictures(folder: Path, records: Sequence[Record]) -> None:
     for one in records:
         kept = longest.setdefault(one.attack, one)
         longest[one.attack] = max(kept, one, key=lambda record: record.amplification)
-    for one in (one for one in longest.values() if one.amplification >= WORKS):
+    for one in longest.values():
+        if one.amplification < WORKS or one.iterations == 0:  # fails, or is a control
+            continue
         found = sorted(RUNS.glob(f"*/{one.model}/{one.attack}/{one.index:02d}.png"))
         if found:
             newest = max(found, key=lambda path: path.stat().st_mtime)

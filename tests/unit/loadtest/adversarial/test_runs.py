@@ -19,6 +19,7 @@ from loadtest.adversarial.runs import STATE_FILE, Plan, read_records, run
 from loadtest.adversarial.victim import Victim
 from models.families.texthawk2.tiling import PUBLISHED
 from tests.support.chat_models import TILE
+from tests.support.synth_fonts import DEJAVU
 from tests.support.victims import QUESTIONS, make_pictures
 
 PLAN = Plan(model="tiny", attack="delayed-eos", iterations=3, every=2, seed=5, cap=16, watts=4.0)
@@ -113,3 +114,13 @@ def test_a_folder_of_another_run_is_refused(victim: Victim, tmp_path: Path) -> N
         run(PLAN, victim, chosen(2), tmp_path)
     longer = run(replace(PLAN, iterations=5), victim, chosen(1), tmp_path)
     assert longer[0].is_at_cap or longer[0].iterations == 5
+
+
+def test_cases_of_long_answers_come_in_three_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.adversarial.pictures.default_fonts", lambda: DEJAVU)
+    expected = [
+        sum(len(case.expected) for case in cases(f"verbose-{kind}", 4, seed=1, limits=PUBLISHED))
+        for kind in ("caption", "description", "list")
+    ]
+    assert expected == sorted(expected)
+    assert expected[0] < expected[1] < expected[2]
