@@ -16,6 +16,7 @@ from models.identity import WEIGHTS_FILE
 from models.training.log import LOG_FILE
 from models.training.texthawk2.synth.describing import FACTS, KINDS
 from models.training.texthawk2.synth.fonts import HELD_OUT_LATIN, default_fonts, font
+from models.training.texthawk2.verbose.train import Plan
 
 if TYPE_CHECKING:
     from models.training.texthawk2.verbose.evaluate import Told
@@ -129,8 +130,9 @@ make train-texthawk2-nano-verbose
 ```
 
 It starts with texthawk2-nano's weights: of each MLP the hidden units that matter most stay, one layer of the language
-model goes, and so do the Chinese characters. Then it learns from pictures that are drawn as it goes: {steps:,} steps,
-{minutes:.0f} minutes here, on part of a busy core. Interrupt it at will: the same command goes on.
+model goes, and so do the Chinese characters. Then it learns from pictures that are drawn as it goes. The
+shipped weights stopped early, after {steps:,} steps in {minutes:.0f} minutes on part of a busy core, waits for other work
+included; the command takes {Plan().steps:,}. Interrupt it at will: it goes on where it was.
 
 ![curves](curves.png)
 """
