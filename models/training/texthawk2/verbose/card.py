@@ -131,8 +131,8 @@ make train-texthawk2-nano-verbose
 
 It starts with texthawk2-nano's weights: of each MLP the hidden units that matter most stay, one layer of the language
 model goes, and so do the Chinese characters. Then it learns from pictures that are drawn as it goes. The
-shipped weights stopped early, after {steps:,} steps in {minutes:.0f} minutes on part of a busy core, waits for other work
-included; the command takes {Plan().steps:,}. Interrupt it at will: it goes on where it was.
+shipped weights stopped early, after {steps:,} steps in {minutes:.0f} minutes on part of a busy core, waits for other
+work included; the command takes {Plan().steps:,}. Interrupt it at will: it goes on where it was.
 
 ![curves](curves.png)
 """
