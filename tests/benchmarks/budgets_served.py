@@ -2,7 +2,7 @@
 
 The system runs classifications through the whole network and pictures of 20 steps, by one replica each. First, some
 requests alone say how the costs of this machine compare with those of the tables (one factor a model, from
-``compute_ms``), and what the way there and back adds. With these numbers the loaded minute is predicted; nothing of it
+``compute_ms``), and what the way there and back adds, of which each simulated request draws one. With these numbers the loaded minute is predicted; nothing of it
 is fitted afterwards.
 """
 
@@ -39,7 +39,7 @@ _SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 _RATES_PER_S: Final = {CLASSIFIER: 10.0, PAINTER: 0.8}
 _LATENCY_S: Final = {CLASSIFIER: 0.1, PAINTER: 2.0}
-_ALONE: Final = {CLASSIFIER: 40, PAINTER: 12}
+_ALONE: Final = {CLASSIFIER: 100, PAINTER: 20}
 
 
 def measure(*, quick: bool = False) -> dict[str, Any]:
@@ -95,15 +95,22 @@ async def _ask(http: httpx.AsyncClient, name: str, number: int) -> dict[str, Any
     return {"latency_s": took_s, "compute_s": block["compute_ms"] / 1e3, "joules": block["energy_j"]}
 
 
-async def _alone(system: Served, count: int) -> dict[str, dict[str, float]]:
-    """Medians of requests one after the other; ``count``: of each, ``_ALONE`` if it is 0."""
+async def _alone(system: Served, count: int) -> dict[str, dict[str, Any]]:
+    """Medians of requests one after the other, and what each spent outside the engine; ``count``: of each, ``_ALONE`` if it is 0. As far apart as in the trace on
+    average: processes that have just run answer sooner than those that have to be woken."""
     found = {}
     async with httpx.AsyncClient(base_url=system.http_url, timeout=120.0) as http:
         for name, usual in _ALONE.items():
-            answers = [await _ask(http, name, 10_000 * (count + 1) + number) for number in range(count or usual)]
+            answers = []
+            for number in range(count or usual):
+                await asyncio.sleep(1.0 / _RATES_PER_S[name])
+                answers.append(await _ask(http, name, 10_000 * (count + 1) + number))
             found[name] = {
-                key: statistics.median(answer[key] for answer in answers)
-                for key in ("latency_s", "compute_s", "joules")
+                **{
+                    key: statistics.median(answer[key] for answer in answers)
+                    for key in ("latency_s", "compute_s", "joules")
+                },
+                "ways_s": [answer["latency_s"] - answer["compute_s"] for answer in answers],
             }
     return found
 
@@ -125,15 +132,15 @@ async def _play(system: Served, trace: Sequence[Request]) -> list[dict[str, Any]
 # -- simulated -------------------------------------------------------------------------------------------------------
 
 
-def _simulate(trace: Sequence[Request], alone: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def _simulate(trace: Sequence[Request], alone: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     models = [_model(model, alone[model.id]["compute_s"]) for model in shipped_models() if model.id in _RATES_PER_S]
     free = [replace(request, latency_s=None) for request in trace]  # as they were sent: late ones are answered
     outcomes = simulate_system(System(models=models), free, "vireo")
-    way_s = {name: one["latency_s"] - one["compute_s"] for name, one in alone.items()}
+    rng = Random(11)
     watts = {model.id: alone[model.id]["joules"] / alone[model.id]["compute_s"] for model in models}
     return [
         {
-            "latency_s": one.latency_s + way_s[one.model],
+            "latency_s": one.latency_s + rng.choice(alone[one.model]["ways_s"]),
             "joules": one.joules / next(model.watts for model in models if model.id == one.model) * watts[one.model],
         }
         for one in outcomes

@@ -1,9 +1,11 @@
-"""Part of ``bench-fairness``: a victim that classifies and chats at a steady pace, alone, beside a tenant that sends
-ten times its share of the classifier, and beside one that makes pictures and clips on the same processors.
+"""Part of ``bench-fairness``: two tenants at a steady pace below their shares, one that classifies and one that chats,
+alone, beside a tenant that sends ten times its share of the classifier, and beside one that makes pictures and clips on
+the same processors. They are two because shares are of joules over all models: a chat takes as many as a hundred
+classifications, so whoever does both is no light user of the classifier.
 
 A share is half of what the classifier answers to callers that wait for each other, measured first. The conditions take
-turns; figures are over all turns of a condition. Each tenant has a ``vireo loadtest`` of its own, so that a flood does
-not delay the victim inside its generator. The generators are on the same machine: that of the flood takes what the
+turns; figures are over all turns of a condition. The two have a ``vireo loadtest`` of their own, so that a flood does
+not delay the others inside its generator. The generators are on the same machine: that of the flood takes what the
 others leave (nice 19), and how much it sent is told.
 """
 
@@ -29,14 +31,20 @@ from tests.benchmarks.common import ROOT, markdown_table
 from tests.support.system import System, running_system
 
 CLASSIFIER, CHAT, PAINTER, FILMER = "dyn-perceiver-nano", "texthawk2-nano", "dit-moe-nano", "vdit-nano"
-KEYS: Final = {"victim": "victim-key-20c81f6e", "greedy": "greedy-key-7d1be450", "maker": "maker-key-f00d9a12"}
+_VICTIMS: Final = ("classifying", "chatting")
+KEYS: Final = {
+    "classifying": "classifying-key-20c81f6e",
+    "chatting": "chatting-key-5ba02d71",
+    "greedy": "greedy-key-7d1be450",
+    "maker": "maker-key-f00d9a12",
+}
 ALONE, GREEDY, MAKING = "alone", "beside ten shares", "beside pictures and clips"
 DEADLINE_S: Final = 5.0
-_VICTIM_SHARE, _CHATS_PER_S = 0.2, 1.5
-"""What the victim sends: of its share of the classifier, and questions a second."""
+_SHARE, _CHATS_PER_S = 0.2, 1.5
+"""What the two send: of the share of the classifier, and questions a second."""
 _MAX_IN_FLIGHT: Final = 8192
-"""Of each generator. Beyond, the greedy tenant's requests are not sent, which is less than ten shares; the victim's
-have to be."""
+"""Of each generator. Beyond, the greedy tenant's requests are not sent, which is less than ten shares; those of the
+others have to be."""
 _PICTURES_PER_S, _CLIPS_PER_S = 2.0, 0.5
 _LEAD_S: Final = 5.0
 """Before and after what is measured of a turn, in which everybody sends already, or still."""
@@ -47,7 +55,7 @@ Row = dict[str, Any]
 
 
 def measure(*, quick: bool = False) -> dict[str, Any]:
-    """The victim's figures by condition."""
+    """The figures of the two by condition."""
     rounds, seconds = (1, 5.0) if quick else (3, 14.0)
     tenants = [
         {"name": name, "api_key_sha256": [hashlib.sha256(key.encode()).hexdigest()]} for name, key in KEYS.items()
@@ -85,8 +93,8 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
 
 
 def lines(document: Mapping[str, Any]) -> list[str]:
-    """A table, with each condition against the victim alone."""
-    header = ("victim's", "condition", "requests", "good", "p50 ms", "p99 ms", "p99 / alone", "good / alone")
+    """A table, with each condition against the two alone."""
+    header = ("what", "condition", "requests", "good", "p50 ms", "p99 ms", "p99 / alone", "good / alone")
     alone = {row["what"]: row for row in document["rows"] if row["condition"] == ALONE}
     rows = [
         (
@@ -140,7 +148,7 @@ def _capacity(system: System, folder: Path, seconds: float) -> float:
 
 
 def _turn(system: System, condition: str, share_per_s: float, seconds: float, folder: Path) -> list[Row]:
-    """One turn of a condition. Raises: RuntimeError: requests of the victim were lost in the generator itself."""
+    """One turn of a condition. Raises: RuntimeError: requests of the two were lost in the generator itself."""
     folder.mkdir()
     others = []
     if condition == GREEDY:
@@ -157,18 +165,18 @@ def _turn(system: System, condition: str, share_per_s: float, seconds: float, fo
         ]
         phases = _phases(_PICTURES_PER_S + _CLIPS_PER_S, seconds + _LEAD_S)
         others.append(_start(system, "maker", mix, phases, folder / "maker"))
-    classify_per_s = _VICTIM_SHARE * share_per_s
+    classify_per_s = _SHARE * share_per_s
     chat = {"model": CHAT, "max_tokens": 16, "is_numbered": True}
     mix = [
         {"surface": "http_classify", "weight": classify_per_s},
-        {"surface": "http_chat", "weight": _CHATS_PER_S, "chat": chat},
+        {"surface": "http_chat", "tenant": "chatting", "weight": _CHATS_PER_S, "chat": chat},
     ]
-    victim = _start(system, "victim", mix, _phases(classify_per_s + _CHATS_PER_S, seconds), folder / "victim")
-    mine = victim.records()
+    light = _start(system, "classifying", mix, _phases(classify_per_s + _CHATS_PER_S, seconds), folder / "light")
+    mine = light.records()
     lost = {record["outcome"] for record in mine} & _LOST
     theirs = [record for other in others for record in other.records()]
     if lost:
-        raise RuntimeError(f"requests of the victim were lost in the generator itself: {', '.join(sorted(lost))}")
+        raise RuntimeError(f"requests of the two were lost in the generator itself: {', '.join(sorted(lost))}")
     time.sleep(_DRAIN_S)
     return [record | {"condition": condition} for record in (*mine, *theirs)]
 
@@ -206,7 +214,7 @@ def _start(
         "name": tenant,
         "seed": 1,
         "model": CLASSIFIER,
-        "tenants": [{"name": tenant, "api_key_env": f"VIREO_{tenant.upper()}_KEY"}],
+        "tenants": [{"name": name, "api_key_env": f"VIREO_{name.upper()}_KEY"} for name in KEYS],
         "mix": [{"tenant": tenant} | each for each in mix],
         "phases": list(phases),
         "slo": {"deadline_ms": 1e3 * DEADLINE_S},
@@ -231,7 +239,7 @@ def _row(records: Sequence[Row], condition: str, surface: str) -> Row:
     mine = [
         record
         for record in records
-        if record["tenant"] == "victim"
+        if record["tenant"] in _VICTIMS
         and record["surface"] == surface
         and record["condition"] == condition
         and not record["is_warm_up"]
