@@ -2,8 +2,8 @@
 
 The system runs classifications through the whole network and pictures of 20 steps, by one replica each. First, some
 requests alone say how the costs of this machine compare with those of the tables (one factor a model, from
-``compute_ms``), and what the way there and back adds, of which each simulated request draws one. With these numbers the loaded minute is predicted; nothing of it
-is fitted afterwards.
+``compute_ms``), and what the way there and back adds, of which each simulated request draws one. With these numbers the
+loaded minute is predicted; nothing of it is fitted afterwards.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ async def _ask(http: httpx.AsyncClient, name: str, number: int) -> dict[str, Any
 
 
 async def _alone(system: Served, count: int) -> dict[str, dict[str, Any]]:
-    """Medians of requests one after the other, and what each spent outside the engine; ``count``: of each, ``_ALONE`` if it is 0. As far apart as in the trace on
-    average: processes that have just run answer sooner than those that have to be woken."""
+    """Medians of requests one after the other, and what each spent outside the engine. They are as far apart as in the
+    trace on average: processes that have just run answer sooner than those that have to be woken. ``count``: of each,
+    ``_ALONE`` if it is 0."""
     found = {}
     async with httpx.AsyncClient(base_url=system.http_url, timeout=120.0) as http:
         for name, usual in _ALONE.items():
