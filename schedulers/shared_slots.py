@@ -86,6 +86,8 @@ class SharedSlots(Generic[TurnT]):
         self._max_waiting = max_waiting
         self._weights = checked(weights)
         self._tenants: dict[str, _Tenant[TurnT]] = {}
+        #: Those that have something waiting.
+        self._wanting: dict[str, _Tenant[TurnT]] = {}
         self._virtual_s = 0.0
         self._num_added = 0
         self._num_waiting = 0
@@ -95,7 +97,7 @@ class SharedSlots(Generic[TurnT]):
         return self._num_waiting
 
     def __iter__(self) -> Iterator[TurnT]:
-        for tenant in self._tenants.values():
+        for tenant in self._wanting.values():
             yield from tenant.waiting
 
     def add(self, turn: TurnT, num_free: int = 0) -> TurnT | None:
@@ -112,23 +114,30 @@ class SharedSlots(Generic[TurnT]):
         mine.weight = self._weights.get(turn.tenant, 1.0)
         if not mine.waiting:  # what it did not use while it had nothing to do, it has not saved up
             mine.next_tag = max(mine.next_tag, self._virtual_s)
+            self._wanting[turn.tenant] = mine
         insort(mine.waiting, turn, key=_order)
         self._num_waiting += 1
         if self._num_waiting <= self._max_waiting + num_free:
             return None
         # Of equals the newcomer's own: nobody is put out for one who would then hold as much.
-        fullest = max(self._tenants.values(), key=lambda tenant: (len(tenant.waiting) / tenant.weight, tenant is mine))
-        self._num_waiting -= 1
-        return fullest.waiting.pop()
+        fullest = max(self._wanting.values(), key=lambda tenant: (len(tenant.waiting) / tenant.weight, tenant is mine))
+        last = fullest.waiting[-1]
+        self._drop(fullest, last)
+        return last
 
     def remove(self, turn: TurnT) -> bool:
         """Take a turn out that waits. Returns whether it did."""
         tenant = self._tenants.get(turn.tenant)
         if tenant is None or turn not in tenant.waiting:
             return False
+        self._drop(tenant, turn)
+        return True
+
+    def _drop(self, tenant: _Tenant[TurnT], turn: TurnT) -> None:
         tenant.waiting.remove(turn)
         self._num_waiting -= 1
-        return True
+        if not tenant.waiting:
+            del self._wanting[turn.tenant]
 
     def take(self, longest_s: float = math.inf) -> TurnT | None:
         """The turn that goes next, among those expected to take no longer than ``longest_s``; None if there is none.
@@ -137,7 +146,7 @@ class SharedSlots(Generic[TurnT]):
         """
         best: _Tenant[TurnT] | None = None
         found: TurnT | None = None
-        for tenant in self._tenants.values():
+        for tenant in self._wanting.values():
             if best is not None and tenant.next_tag >= best.next_tag:
                 continue
             turn = next((turn for turn in tenant.waiting if tenant.expected_s(turn) <= longest_s), None)
@@ -145,8 +154,7 @@ class SharedSlots(Generic[TurnT]):
                 best, found = tenant, turn
         if best is None or found is None:
             return None
-        best.waiting.remove(found)
-        self._num_waiting -= 1
+        self._drop(best, found)
         self._virtual_s = max(self._virtual_s, best.next_tag)
         found._booked_s = best.expected_s(found)
         best.next_tag += found._booked_s / best.weight

@@ -16,13 +16,18 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from schedulers.shared_slots import SharedSlots, Turn
 from serving.errors import StoreFull, StoreUnavailable
 from serving.stores import keys
 from serving.stores.breaker import BreakerConfig, BreakerState, CircuitBreaker
 from serving.telemetry.events import BreakerChanged, Sink, StoreCalled, StoreFellBack, ignore
 
 T = TypeVar("T")
+MAX_WAITS = 20
 _WARM_UP_TIMEOUT_S = 2.0
+_MAX_WAITING = 1 << 20
+_TURN_S = 1e-3
+"""Of a call, all alike: tenants take turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +35,8 @@ class RedisConfig:
     """Where Redis is and how long to wait for it.
 
     ``url``: redis://, rediss:// or unix://. ``timeout_s`` bounds a whole call: connecting, the answer, and the one
-    retry that follows a connection lost in between. Waiting for one of our own ``max_connections`` is bounded by the
-    same time again.
+    retry that follows a connection lost in between. Waiting for one of our own ``max_connections``, which tenants get
+    in turn, is bounded by ``MAX_WAITS`` times that: nobody waits for Redis there, but for others' calls.
 
     Raises:
         ValueError: a number is not positive.
@@ -45,6 +50,14 @@ class RedisConfig:
     def __post_init__(self) -> None:
         if self.timeout_s <= 0 or self.max_connections < 1:
             raise ValueError(f"timeout_s {self.timeout_s} and max_connections {self.max_connections} must be positive")
+
+
+class _Wait(Turn):
+    """A call that wants one of our connections; ``given`` is resolved when it has one."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(tenant, 0, _TURN_S)
+        self.given = asyncio.get_running_loop().create_future()
 
 
 class RedisConnection:
@@ -61,7 +74,8 @@ class RedisConnection:
         self._clock = clock
         self._breaker = CircuitBreaker(config.breaker)
         self._prober: asyncio.Task[None] | None = None
-        self._gate = asyncio.Semaphore(config.max_connections)
+        self._num_free = config.max_connections
+        self._waiting: SharedSlots[_Wait] = SharedSlots(_MAX_WAITING)
         pool = aioredis.ConnectionPool.from_url(
             config.url,
             max_connections=config.max_connections + 1,  # and one for the probe
@@ -98,39 +112,57 @@ class RedisConnection:
             self._prober = None
         await self._client.aclose()
 
-    async def call(self, operation: str, send: Callable[[aioredis.Redis], Awaitable[T]]) -> T:
-        """Run one idempotent exchange with Redis.
+    async def call(self, operation: str, send: Callable[[aioredis.Redis], Awaitable[T]], tenant: str = "") -> T:
+        """Run one idempotent exchange with Redis. ``tenant``: for whom; "" for the house.
 
         Raises:
             StoreUnavailable: the breaker is open, or the call failed; the caller does without.
             StoreFull: Redis is full and does not evict.
         """
         self._check_breaker(operation)
-        await self._enter(operation)
+        turn = await self._enter(tenant, operation)
         try:
             self._check_breaker(operation)  # it may have opened while we waited
             return await self._call(operation, send)
         finally:
-            self._gate.release()
+            self._leave(turn)
 
     def _check_breaker(self, operation: str) -> None:
         if not self._breaker.is_closed:
             self._tell(StoreFellBack(operation))
             raise StoreUnavailable("the breaker of Redis is open")
 
-    async def _enter(self, operation: str) -> None:
-        """Wait for one of our own connections. That none is free says nothing about Redis: the breaker is not told."""
-        if not self._gate.locked():
-            await self._gate.acquire()
-            return
-        started_s = self._clock()
+    async def _enter(self, tenant: str, operation: str) -> _Wait | None:
+        """Take one of our own connections, or wait for it. That none is free says nothing about Redis: the breaker is
+        not told. Returns the turn, if it took one."""
+        if self._num_free:
+            self._num_free -= 1
+            return None
+        turn = _Wait(tenant)
+        self._waiting.add(turn)
+        started_s, most_s = self._clock(), MAX_WAITS * self._config.timeout_s
         try:
-            async with asyncio.timeout(self._config.timeout_s):
-                await self._gate.acquire()
-        except TimeoutError:
+            async with asyncio.timeout(most_s):
+                await turn.given
+        except BaseException as error:
+            if not self._waiting.remove(turn):  # it was given one just before the waiting ended
+                self._leave(turn)
+            if not isinstance(error, TimeoutError):
+                raise
             self._tell(StoreCalled(operation, "busy", self._clock() - started_s))
             self._tell(StoreFellBack(operation))
-            raise StoreUnavailable(f"no connection to Redis was free within {self._config.timeout_s:g} s") from None
+            raise StoreUnavailable(f"no connection to Redis was free within {most_s:g} s") from None
+        return turn
+
+    def _leave(self, turn: _Wait | None) -> None:
+        """Give a connection back, to whose turn it is."""
+        if turn is not None:
+            self._waiting.finish(turn, _TURN_S)
+        following = self._waiting.take()
+        if following is None:
+            self._num_free += 1
+        elif not following.given.done():  # else it was cancelled just now, and will leave
+            following.given.set_result(None)
 
     async def _call(self, operation: str, send: Callable[[aioredis.Redis], Awaitable[T]]) -> T:
         started_s = self._clock()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +36,7 @@ class Owed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    tenant: str
     send: Callable[[], Awaitable[object]]
     expires_s: float
 
@@ -59,6 +60,8 @@ class Outbox:
         self._tell = tell
         self._clock = clock
         self._entries: deque[_Entry] = deque()
+        self._num_of: Counter[str] = Counter()
+        """Entries of each tenant."""
         self._owed: dict[str, tuple[BucketLimits, Owed]] = {}
         """By tenant: what was used or set aside while Redis was away and nobody has tried to charge yet."""
         self._sending = asyncio.Lock()
@@ -67,10 +70,14 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._entries) + len(self._owed)
 
-    def add(self, send: Callable[[], Awaitable[object]], lifetime_s: float) -> None:
+    def add(self, tenant: str, send: Callable[[], Awaitable[object]], lifetime_s: float) -> None:
         """Keep what was tried, and may or may not have arrived. ``lifetime_s``: for how long Redis knows it again."""
-        self._keep(send, lifetime_s)
+        self._keep(tenant, send, lifetime_s)
         self._wake()
+
+    def has(self, tenant: str) -> bool:
+        """Whether there is something of a tenant."""
+        return tenant in self._owed or self._num_of[tenant] > 0
 
     def owe(self, tenant: str, limits: BucketLimits, more: Owed) -> None:
         """Add to what a tenant is to be charged once Redis is back; one sum, however long that takes."""
@@ -78,9 +85,13 @@ class Outbox:
         self._owed[tenant] = (limits, Owed(so_far.joules + more.joules, so_far.seconds + more.seconds))
         self._wake()
 
-    async def flush(self) -> None:
-        """Tell Redis now, as far as it answers: whoever reserves there next must not find what is spent already."""
-        await self._flush()
+    async def flush(self, tenant: str) -> None:
+        """Tell Redis now, if there is something of this tenant and as far as Redis answers: when it reserves there next
+        it must not find what it has spent already. Others do not wait for what is not theirs."""
+        if self.has(tenant):
+            async with self._sending:
+                if self.has(tenant) and self._is_up():  # as long as it waited, others may have sent it
+                    await self._send()
 
     async def stop(self) -> None:
         """Try once more, then forget."""
@@ -91,11 +102,18 @@ class Outbox:
         if self:
             _log.warning("settlements are lost: Redis stayed away", num_lost=len(self))
 
-    def _keep(self, send: Callable[[], Awaitable[object]], lifetime_s: float) -> None:
+    def _keep(self, tenant: str, send: Callable[[], Awaitable[object]], lifetime_s: float) -> None:
         if len(self._entries) >= MAX_ENTRIES:
-            self._entries.popleft()
+            self._drop_first()
             _log.warning("a settlement is dropped: too many wait for Redis", limit=MAX_ENTRIES)
-        self._entries.append(_Entry(send, self._clock() + lifetime_s))
+        self._entries.append(_Entry(tenant, send, self._clock() + lifetime_s))
+        self._num_of[tenant] += 1
+
+    def _drop_first(self) -> None:
+        tenant = self._entries.popleft().tenant
+        self._num_of[tenant] -= 1
+        if not self._num_of[tenant]:
+            del self._num_of[tenant]
 
     def _wake(self) -> None:
         self._tell(SettlementsWaiting(len(self)))
@@ -127,8 +145,8 @@ class Outbox:
             else:
                 _log.warning("a settlement is dropped: Redis has been away for too long")
             if self._entries and self._entries[0] is entry:
-                self._entries.popleft()
+                self._drop_first()
 
     def _post(self, tenant: str, limits: BucketLimits, owed: Owed) -> None:
         mark = uuid.uuid4().hex
-        self._keep(lambda: self._charge(tenant, limits, owed, mark), keys.CHARGE_MARK_TTL_S)
+        self._keep(tenant, lambda: self._charge(tenant, limits, owed, mark), keys.CHARGE_MARK_TTL_S)

@@ -110,7 +110,7 @@ class RedisStore:
             return parse_values(await client.mget(names), len(names))
 
         try:
-            return self._observed(await self._connection.call("lookup", send))
+            return self._observed(await self._connection.call("lookup", send, tenant))
         except StoreUnavailable:
             return (None,) * len(names)
 
@@ -127,7 +127,7 @@ class RedisStore:
             await pipeline.execute()
 
         try:
-            await self._connection.call("put", send)
+            await self._connection.call("put", send, tenant)
         except StoreUnavailable:
             return
 
@@ -156,8 +156,8 @@ class RedisStore:
             )
         if limits is None:
             return LookupReply(values=await self.lookup(tenant, [digest or "" for digest in digests]))
-        if self._outbox and self.is_up:
-            await self._outbox.flush()
+        if self.is_up:
+            await self._outbox.flush(tenant)
         was_up, reservation_id = self.is_up, uuid.uuid4().hex
         try:
             return await self._lookup_and_reserve(tenant, reservation_id, digests, costs, limits, overrun)
@@ -167,7 +167,7 @@ class RedisStore:
             values = (None,) * len(digests)
             if was_up:  # it may have been granted, and only the answer lost
                 lost = Hold(reservation_id, tenant, Cost(0.0, 0.0), limits, is_local=False)
-                self._outbox.add(lambda: self._settle(lost, Cost(0.0, 0.0)), keys.RESERVATION_TTL_S)
+                self._outbox.add(tenant, lambda: self._settle(lost, Cost(0.0, 0.0)), keys.RESERVATION_TTL_S)
         return self._reserve_locally(tenant, values, costs, limits, overrun)
 
     async def _lookup_and_reserve(
@@ -190,7 +190,7 @@ class RedisStore:
         async def send(client: aioredis.Redis) -> tuple[Values, ReserveReply | None]:
             return parse_reserve(await _run(client, LOOKUP_AND_RESERVE, names, arguments), len(digests))
 
-        values, reply = await self._connection.call("lookup_and_reserve", send)
+        values, reply = await self._connection.call("lookup_and_reserve", send, tenant)
         self._observed(values)
         if reply is None:
             return LookupReply(values=values)
@@ -227,7 +227,7 @@ class RedisStore:
         try:
             return await self._settle(hold, actual)
         except StoreUnavailable:
-            self._outbox.add(lambda: self._settle(hold, actual), keys.RESERVATION_TTL_S)
+            self._outbox.add(hold.tenant, lambda: self._settle(hold, actual), keys.RESERVATION_TTL_S)
             return False
 
     async def _settle(self, hold: Hold, actual: Cost) -> bool:
@@ -241,7 +241,7 @@ class RedisStore:
         async def send(client: aioredis.Redis) -> Levels | None:
             return parse_settle(await _run(client, SETTLE, names, arguments))
 
-        levels = await self._connection.call("settle", send)
+        levels = await self._connection.call("settle", send, hold.tenant)
         if levels is None:  # it was before, or is too late: the estimate stands
             return False
         self._observe(hold.tenant, hold.limits, levels)
@@ -258,7 +258,7 @@ class RedisStore:
             await self._charge(tenant, limits, owed, mark)
         except StoreUnavailable:
             self._local.charge(tenant, limits, actual, self._clock())
-            self._outbox.add(lambda: self._charge(tenant, limits, owed, mark), keys.CHARGE_MARK_TTL_S)
+            self._outbox.add(tenant, lambda: self._charge(tenant, limits, owed, mark), keys.CHARGE_MARK_TTL_S)
 
     async def _charge(self, tenant: str, limits: BucketLimits, owed: Owed, mark: str) -> None:
         names = [keys.bucket(tenant), keys.charge_mark(tenant, mark), keys.open_reservations(tenant)]
@@ -267,7 +267,7 @@ class RedisStore:
         async def send(client: aioredis.Redis) -> Levels | None:
             return parse_settle(await _run(client, CHARGE, names, arguments))
 
-        levels = await self._connection.call("charge", send)
+        levels = await self._connection.call("charge", send, tenant)
         if levels is not None:
             self._observe(tenant, limits, levels)
 
@@ -286,9 +286,12 @@ class RedisStore:
 
     async def account(self, tenant: str, limits: BucketLimits) -> Account:
         """What Redis says of it, with all that is known here and Redis can be told. Raises: StoreUnavailable."""
-        if self._outbox:
-            await self._outbox.flush()
-        account = await self._connection.call("account", lambda client: read_account(client, tenant, limits))
+        await self._outbox.flush(tenant)
+
+        async def send(client: aioredis.Redis) -> Account:
+            return await read_account(client, tenant, limits)
+
+        account = await self._connection.call("account", send, tenant)
         levels = Levels(account.level.joules, account.level.seconds, account.spending, is_repaired=False)
         self._observe(tenant, limits, levels)
         return account
@@ -302,7 +305,7 @@ class RedisStore:
         try:
             return await self.correct_job(tenant, job_id, charged, actual)
         except StoreUnavailable:
-            self._outbox.add(lambda: self.correct_job(tenant, job_id, charged, actual), keys.JOB_MARK_TTL_S)
+            self._outbox.add(tenant, lambda: self.correct_job(tenant, job_id, charged, actual), keys.JOB_MARK_TTL_S)
             return False
 
     async def correct_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> bool:
@@ -313,7 +316,7 @@ class RedisStore:
         async def send(client: aioredis.Redis) -> bool:
             return bool(await _run(client, SETTLE_JOB, names, arguments) == 1)
 
-        return await self._connection.call("settle_job", send)
+        return await self._connection.call("settle_job", send, tenant)
 
     def _observe(self, tenant: str, limits: BucketLimits, levels: Levels) -> None:
         now_s = self._clock()

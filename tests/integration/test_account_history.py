@@ -130,7 +130,7 @@ class Account(RuleBasedStateMachine):
 
     @rule()
     def reconcile(self) -> None:
-        self.runner.run(self.store._outbox.flush())
+        self.runner.run(self.store._outbox._flush())
 
     @invariant()
     def gives_no_more_than_it_got(self) -> None:
@@ -153,7 +153,7 @@ class Account(RuleBasedStateMachine):
 
     async def _check_books(self) -> None:
         """Once all is told, Redis knows what was taken to the last joule."""
-        await self.store._outbox.flush()
+        await self.store._outbox._flush()
         assert not self.store.num_unsettled
         client = aioredis.Redis.from_url(self.url)
         stored = await client.hmget(keys.bucket(self.tenant), ["taken_j", "taken_s"])

@@ -381,3 +381,36 @@ async def test_more_callers_than_connections_wait_in_line_and_leave_the_breaker_
         assert not observer.states
     finally:
         await store.stop()
+
+
+async def test_tenants_take_turns_at_the_connections(server: EmbeddedRedis) -> None:
+    store = RedisStore(RedisConfig(url=server.url, timeout_s=5.0, max_connections=1))
+    order: list[str] = []
+
+    async def look_up(tenant: str) -> None:
+        await store.lookup(tenant, ["a"])
+        order.append(tenant)
+
+    try:
+        async with asyncio.TaskGroup() as calls:
+            for tenant in [*["greedy"] * 100, "modest"]:
+                calls.create_task(look_up(tenant))
+    finally:
+        await store.stop()
+    assert order.index("modest") <= 3
+
+
+async def test_caller_that_leaves_the_line_takes_no_connection_along(server: EmbeddedRedis) -> None:
+    store = RedisStore(RedisConfig(url=server.url, timeout_s=5.0, max_connections=1))
+    try:
+        for turns in range(6):
+            calls = [asyncio.create_task(store.lookup("t", ["a"])) for _ in range(5)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for call in calls[1:4]:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        async with asyncio.timeout(5.0):
+            assert await store.lookup("t", ["a"]) == (None,)
+    finally:
+        await store.stop()
