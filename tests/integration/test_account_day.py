@@ -195,7 +195,7 @@ class Day:
         """As an outbox does four times a second."""
         if not (gateway.store.num_unsettled or gateway.untold or gateway.corrections or gateway.decoded):
             return
-        await gateway.store._outbox.flush()
+        await gateway.store._outbox._flush()
         if gateway.store.num_unsettled:
             return
         for ended in gateway.untold:

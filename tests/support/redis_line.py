@@ -25,10 +25,10 @@ class Line:
     def breaker_state(self) -> BreakerState:
         return BreakerState.CLOSED
 
-    async def call(self, name: str, send: Callable[[aioredis.Redis], Awaitable[Any]]) -> Any:
+    async def call(self, name: str, send: Callable[[aioredis.Redis], Awaitable[Any]], tenant: str = "") -> Any:
         if self.state == "away":
             raise StoreUnavailable("away")
-        answer = await self.inner.call(name, send)
+        answer = await self.inner.call(name, send, tenant)
         if self.state == "deaf":
             raise StoreUnavailable("no answer came")
         return answer
