@@ -1,17 +1,20 @@
 """What stands before Ray Serve's own HTTP handler in a gateway, because of what that one makes of a request by itself.
 
 It takes headers as orders to itself, answers a byte in one that is no UTF-8 with a plain 500, and asks for the body of
-every request at once, by which uvicorn gives leave to send it.
+every request at once, by which uvicorn gives leave to send it. And its event loop, uvloop's, accepts one connection
+each time round, which is some tens a second when it is busy: new ones wait for seconds behind requests that came later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
+import uvicorn
 from starlette.middleware import Middleware
 
 from serving.front.front import is_request_id
@@ -28,10 +31,25 @@ _ORDERS: Final = {
 """Headers by which Ray would choose a replica, end a request, or leave one running whose client has gone."""
 
 
+_NUM_ACCEPTED: Final = 32
+"""Connections that are accepted each time round the loop."""
+
+
 def before_ray() -> list[Middleware]:
     """Called by Ray Serve, by its name, before gateways and its own proxies start their servers."""
     take_no_compression()
+    if uvicorn.Server.startup is _startup:
+        uvicorn.Server.startup = _startup_with_more_listeners  # type: ignore[method-assign]
     return [Middleware(BeforeRay)]
+
+
+_startup = uvicorn.Server.startup
+
+
+async def _startup_with_more_listeners(server: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
+    """Listen by so many descriptors of each socket: the loop accepts one connection by each (libuv since 1.45)."""
+    more = [one.dup() for one in sockets or () for _ in range(_NUM_ACCEPTED - 1)]
+    await _startup(server, [*sockets, *more] if sockets else sockets)
 
 
 class BeforeRay:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 
-from serving.gateway.before_ray import BeforeRay
+from serving.gateway.before_ray import BeforeRay, before_ray
 from tests.support.clients import FrontDoor
 from tests.support.ports import free_port
 from tests.support.waiting import until
@@ -170,3 +172,28 @@ async def test_answer_of_known_length_to_http_1_0_is_sent_with_it() -> None:
         head, _, body = (await answer(port, "GET /healthz HTTP/1.0")).partition(b"\r\n\r\n")
     assert b"content-length: 14" in head
     assert body == b'{"ready":true}'
+
+
+def test_many_connections_are_accepted_each_time_round_the_loop() -> None:
+    """uvloop accepts one, however many have come."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(_rounds_to_accept(64)) <= 16
+
+
+async def _rounds_to_accept(number: int) -> int:
+    before_ray()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=number)
+    config = uvicorn.Config(FrontDoor().app, lifespan="off", log_level="critical")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await until(lambda: server.started)
+    with ExitStack() as clients:
+        for _ in range(number):
+            clients.enter_context(socket.create_connection(listener.getsockname()))
+        rounds = 0
+        while len(server.server_state.connections) < number:
+            await asyncio.sleep(0)
+            rounds += 1
+    server.should_exit = True
+    await serving
+    return rounds
