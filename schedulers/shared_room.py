@@ -94,10 +94,11 @@ class SharedRoom:
         others = sum(self._weights.get(other, 1.0) for other in self._num_here if other != tenant)
         return max(1.0, self.places * mine / (mine + others))
 
-    def places_for(self, tenant: str) -> int:
-        """Places that a tenant may hold and wait for now: its share, or all that the others leave; one at least."""
+    def places_for(self, tenant: str, places: int) -> int:
+        """Of so many places, those that a tenant may hold and wait for now: its share, or all that the others leave;
+        one at least."""
         others = sum(self._num_here.values()) - self.num_here(tenant)
-        return max(int(self.share(tenant)), self.places - others)
+        return max(1, int(places * self.share(tenant) / self.places), places - others)
 
     def ask(self, place: Place) -> bool | None:
         """Want a place: True, it is given; None, wait for it; False, the tenant has its share already.

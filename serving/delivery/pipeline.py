@@ -21,6 +21,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from schedulers.admission import NOTHING, Cost, Factors
 from schedulers.elsewhere import Elsewhere
 from schedulers.fair_queue import EQUAL, Weights
+from schedulers.lag_limit import LagLimit
 from schedulers.shared_room import Place, SharedRoom
 from schedulers.types import Priority as SchedulerPriority
 from serving.bending import Bending
@@ -34,6 +35,8 @@ from serving.telemetry.events import EnergySpent, ResultShared, Sink, ignore
 T = TypeVar("T")
 Outcome = TypeVar("Outcome")
 _LEAST_RETRY_S = 0.05
+_LOOK_S = 0.05
+"""Between two looks at the event loop."""
 PRIORITIES = {
     Priority.LOW: SchedulerPriority.LOW,
     Priority.NORMAL: SchedulerPriority.NORMAL,
@@ -98,6 +101,8 @@ class Pipeline:
         self._flights: Flights[Any] = Flights()
         self._max_in_flight = max_in_flight
         self._room = SharedRoom(limits.max_in_flight, weights)
+        self._lag = LagLimit(limits.max_in_flight)
+        self._watching: asyncio.Task[None] | None = None
         self._elsewhere = Elsewhere(models)
         self._given: dict[Place, asyncio.Future[None]] = {}
         """Resolved when the place is given, of those who wait for one."""
@@ -112,9 +117,26 @@ class Pipeline:
         """Whether a request that came now would be let in at once."""
         return not self._room.is_full
 
+    def start(self) -> None:
+        """Begin to see how late the event loop is, which ``places`` follows."""
+        self._watching = asyncio.get_running_loop().create_task(self._watch_loop())
+
+    def stop(self) -> None:
+        """End that."""
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + _LOOK_S
+            await asyncio.sleep(_LOOK_S)
+            self._lag.observe(loop.time() - due_s, self.in_flight)
+
     def places(self, tenant: str) -> int:
-        """Requests of a tenant that may be here now. Where it has a bound of its own, one more, to be told of it."""
-        places, limit = self._room.places_for(tenant), self._max_in_flight.get(tenant)
+        """Requests of a tenant that should be here at a time, as things are: of all that there is room for, fewer while
+        the event loop is late. Where it has a bound of its own, one more, to be told of it."""
+        places, limit = self._room.places_for(tenant, self._lag.limit), self._max_in_flight.get(tenant)
         return places if limit is None else min(places, limit + 1)
 
     @asynccontextmanager

@@ -80,6 +80,7 @@ class GatewayParts:
     settler: JobSettler
     reached: Reached
     bending: Bending
+    pipeline: Pipeline
     service: Service
 
     @property
@@ -96,9 +97,11 @@ class GatewayParts:
         self.cleaner.start()
         self.settler.start()
         await self.reached.start()
+        self.pipeline.start()
 
     async def stop(self) -> None:
         """Take down in reverse order."""
+        self.pipeline.stop()
         await self.reached.stop()
         self.bending.stop()
         await self.chat.stop()
@@ -159,6 +162,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         settler=JobSettler(jobs, results, partial(_learn, makers)),
         reached=reached,
         bending=bending,
+        pipeline=pipeline,
         service=service,
     )
 

@@ -49,15 +49,16 @@ def test_a_share_is_by_weight_and_one_place_at_least() -> None:
 
 def test_a_tenant_has_places_for_its_share_or_for_all_that_others_leave() -> None:
     room, inside = filled(4)
-    assert (room.places_for("greedy"), room.places_for("new")) == (4, 2)
+    assert (room.places_for("greedy", 4), room.places_for("new", 4)) == (4, 2)
     assert room.ask(Place("new")) is None
-    assert (room.places_for("greedy"), room.places_for("new")) == (3, 2)
+    assert (room.places_for("greedy", 4), room.places_for("new", 4)) == (3, 2)
+    assert (room.places_for("greedy", 2), room.places_for("new", 2)) == (1, 1), "of fewer places"
     assert [room.ask(Place(name)) for name in ("b", "c", "d")] == [None] * 3
-    assert room.places_for("greedy") == 1, "one at least"
+    assert room.places_for("greedy", 4) == 1, "one at least"
     for place in inside:
         room.leave(place)
-    assert (room.places_for("greedy"), room.places_for("new"), room.places_for("e")) == (1, 1, 1)
-    assert SharedRoom(4).places_for("a") == 4
+    assert [room.places_for(name, 4) for name in ("greedy", "new", "e")] == [1, 1, 1]
+    assert SharedRoom(4).places_for("a", 4) == 4
 
 
 def test_who_gives_up_leaves_its_turn_to_the_next() -> None:
