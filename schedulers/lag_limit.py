@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Final
 
-LATE_S: Final = 0.02
+LATE_S: Final = 0.03
 """A loop that is later than that has too much to do: a request goes round it some ten times."""
-LEAST: Final = 16
+LEAST: Final = 32
 """Requests that are asked for in any case, which keep a gateway busy."""
 _DECREASE: Final = 0.7
 _STEPS: Final = 128

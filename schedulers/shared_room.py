@@ -24,6 +24,8 @@ from schedulers.urgency import queue_key
 
 _LEAST_J: Final = 1e-6
 """Even a request predicted to cost nothing takes a turn."""
+_FEW: Final = 16
+"""Places that are held against nobody."""
 _WEIGHT: Final = 0.1
 """Of the newest request in what a model's requests take."""
 
@@ -95,10 +97,11 @@ class SharedRoom:
         return max(1.0, self.places * mine / (mine + others))
 
     def places_for(self, tenant: str, places: int) -> int:
-        """Of so many places, those that a tenant may hold and wait for now: its share, or all that the others leave;
-        one at least."""
+        """Of so many places, those that a tenant may hold and wait for now: its share, or all that the others leave. A
+        few in any case, up to its share of the whole room, since arrivals come in clumps."""
         others = sum(self._num_here.values()) - self.num_here(tenant)
-        return max(1, int(places * self.share(tenant) / self.places), places - others)
+        share = self.share(tenant)
+        return max(min(_FEW, int(share)), int(places * share / self.places), places - others)
 
     def ask(self, place: Place) -> bool | None:
         """Want a place: True, it is given; None, wait for it; False, the tenant has its share already.

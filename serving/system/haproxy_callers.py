@@ -4,8 +4,9 @@ A gateway lets a tenant have its share, or all that others leave (``schedulers.s
 little. But who sends more than a gateway can even refuse keeps everybody waiting, in sockets and in the gateway's event
 loop, where all goes in order of arrival. So a gateway says with each answer how many requests of that caller it takes
 at a time now (``x-vireo-places``), and HAProxy refuses what is beyond that by itself, as the gateway would, for some
-microseconds. Whoever has not been answered lately, and gRPC, whose answers have nothing of the kind that HAProxy could
-read, may have as many as there are places in all: more than that no gateway lets in, whoever else is there.
+microseconds. Whoever has not been answered lately may have a quarter of all places until the first answer comes, so
+that no flood begins with a full room. Answers of gRPC have nothing of the kind that HAProxy could read: there a caller
+may have as many as there are places in all, more than which no gateway lets in, whoever else is there.
 
 Callers are told apart by the hashes of their keys, and two keys of a tenant are two. Who has none is one caller.
 """
@@ -24,6 +25,7 @@ REFUSAL: Final = QueueFull(
     "this server has as many requests of yours as it takes at a time now; send fewer at a time, or retry in 1 s",
     retry_after_s=1.0,
 )
+_FIRST: Final = 64
 _MAX_CALLERS, _FORGET_S = 16_384, 10
 _LIGHT_RPCS: Final = frozenset({"GetBudget"})
 WORK_RPCS: Final = tuple(
@@ -35,8 +37,14 @@ WORK_RPCS: Final = tuple(
 """Methods of which a call is one request. Of a stream, each message is."""
 
 
-def caller_rules(config: ResolvedConfig, refuse: str, work: str) -> Iterator[str]:
-    """Yield the lines of a front end. ``refuse``: words of the answer. ``work``: condition of what counts."""
+def first_places(places: int) -> int:
+    """Of so many places, those of a caller that was not told yet how many it may have."""
+    return max(min(_FIRST, places), places // 4)
+
+
+def caller_rules(config: ResolvedConfig, refuse: str, work: str, untold: int) -> Iterator[str]:
+    """Yield the lines of a front end. ``refuse``: words of the answer. ``work``: condition of what counts. ``untold``:
+    places of a caller whom no answer has told of any."""
     gateway, told = config.settings.gateway, PLACES_HEADER.decode()
     yield f"stick-table type binary len 32 size {_MAX_CALLERS} expire {_FORGET_S}s store conn_cur,gpt0"
     yield f"acl vireo_work {work}"
@@ -48,7 +56,7 @@ def caller_rules(config: ResolvedConfig, refuse: str, work: str) -> Iterator[str
     yield "http-request set-var(txn.caller) str(nobody) if !{ var(txn.caller) -m found }"
     yield "http-request track-sc0 var(txn.caller) if vireo_work"
     yield "http-request set-var(txn.places) sc0_get_gpt0 if vireo_work"
-    yield f"http-request set-var(txn.places) int({gateway.max_in_flight}) if vireo_work {{ var(txn.places) -m int 0 }}"
+    yield f"http-request set-var(txn.places) int({untold}) if vireo_work {{ var(txn.places) -m int 0 }}"
     yield f"http-request set-var(txn.places) var(txn.places),mul({gateway.replicas}) if vireo_work"
     yield f"http-request deny {refuse} if vireo_work {{ sc0_conn_cur,sub(txn.places) -m int gt 0 }}"
     yield f"http-response sc-set-gpt0(0) res.hdr({told}) if {{ res.hdr({told}) -m found }}"

@@ -12,7 +12,7 @@ from typing import Final
 from serving.config import ResolvedConfig
 from serving.errors import InvalidRequest, MethodNotAllowed, NotReady, ServingError, SlowBody, UnknownPath
 from serving.front.status import error_body, http_error, to_serving_error
-from serving.system.haproxy_callers import REFUSAL, caller_rules
+from serving.system.haproxy_callers import REFUSAL, caller_rules, first_places
 from serving.system.haproxy_words import NAME_ANSWER, REQUEST_ID_RULES, quoted, quoted_format
 
 AWAY: Final = NotReady(
@@ -63,7 +63,7 @@ def http_rules(config: ResolvedConfig) -> Iterator[str]:
     # Ray Serve looks at the path as decoded.
     yield f"http-request return status 404 {reply(nothing)} if {{ path,url_dec -m str -i /-/routes }}"
     refuse = f"status {http_error(REFUSAL)[0]} {reply(REFUSAL)}"
-    yield from caller_rules(config, refuse, "method POST")
+    yield from caller_rules(config, refuse, "method POST", first_places(config.settings.gateway.max_in_flight))
 
 
 def backend_rules(config: ResolvedConfig) -> Iterator[str]:

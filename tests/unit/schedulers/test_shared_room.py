@@ -52,13 +52,23 @@ def test_a_tenant_has_places_for_its_share_or_for_all_that_others_leave() -> Non
     assert (room.places_for("greedy", 4), room.places_for("new", 4)) == (4, 2)
     assert room.ask(Place("new")) is None
     assert (room.places_for("greedy", 4), room.places_for("new", 4)) == (3, 2)
-    assert (room.places_for("greedy", 2), room.places_for("new", 2)) == (1, 1), "of fewer places"
+    assert (room.places_for("greedy", 2), room.places_for("new", 2)) == (2, 2), "a few in any case"
     assert [room.ask(Place(name)) for name in ("b", "c", "d")] == [None] * 3
     assert room.places_for("greedy", 4) == 1, "one at least"
     for place in inside:
         room.leave(place)
     assert [room.places_for(name, 4) for name in ("greedy", "new", "e")] == [1, 1, 1]
     assert SharedRoom(4).places_for("a", 4) == 4
+
+
+def test_a_tenant_has_a_few_places_however_few_there_are() -> None:
+    room = SharedRoom(512)
+    for place in [Place("greedy") for _ in range(32)]:
+        room.ask(place)
+    assert (room.places_for("greedy", 32), room.places_for("new", 32)) == (32, 16)
+    for number in range(100):
+        room.ask(Place(f"t{number}"))
+    assert room.places_for("new", 32) == 5, "its share of the whole room"
 
 
 def test_who_gives_up_leaves_its_turn_to_the_next() -> None:

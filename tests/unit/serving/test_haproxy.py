@@ -10,6 +10,7 @@ import pytest
 from serving.config import ResolvedConfig, from_mapping, resolve
 from serving.errors import ConfigError
 from serving.system import haproxy
+from serving.system.haproxy_callers import first_places
 from serving.system.haproxy_http import http_rules
 from serving.tasks.images.jobs import IMAGES
 from serving.tasks.videos.rules import VIDEOS
@@ -106,3 +107,8 @@ def test_pages_of_other_origins_may_read_which_job_made_a_file() -> None:
 def test_origin_that_is_none_is_refused(origin: str) -> None:
     with short_folder() as folder, pytest.raises(ConfigError, match="cors_origins"):
         config(folder, http={"cors_origins": [origin]})
+
+
+@pytest.mark.parametrize(("places", "first"), [(512, 128), (100, 64), (64, 64), (4, 4), (1, 1)])
+def test_caller_that_was_not_told_begins_with_a_quarter_of_the_places_or_a_few(places: int, first: int) -> None:
+    assert first_places(places) == first
