@@ -39,7 +39,7 @@ def before_ray() -> list[Middleware]:
     """Called by Ray Serve, by its name, before gateways and its own proxies start their servers."""
     take_no_compression()
     if uvicorn.Server.startup is _startup:
-        uvicorn.Server.startup = _startup_with_more_listeners  # type: ignore[method-assign]
+        uvicorn.Server.startup = _startup_with_more_listeners  # type: ignore[assignment]
     return [Middleware(BeforeRay)]
 
 
