@@ -15,6 +15,8 @@ LATE_S: Final = 0.03
 """A loop that is later than that has too much to do: a request goes round it some ten times."""
 LEAST: Final = 32
 """Requests that are asked for in any case, which keep a gateway busy."""
+_LATE_LOOKS: Final = 3
+"""In a row, before less is asked for."""
 _DECREASE: Final = 0.7
 _STEPS: Final = 128
 """From nothing to all."""
@@ -32,6 +34,7 @@ class LagLimit:
             raise ValueError(f"most is {most}; need at least 1")
         self._most = most
         self._limit = float(most)
+        self._num_late = 0
 
     @property
     def limit(self) -> int:
@@ -39,8 +42,10 @@ class LagLimit:
         return int(self._limit)
 
     def observe(self, lag_s: float, num_in: int) -> None:
-        """The loop did something so much later than it was due, with so many requests here."""
-        if lag_s > LATE_S:
-            self._limit = max(min(LEAST, self._most), _DECREASE * min(self._limit, num_in))
-        else:
+        """The loop did something so much later than it was due, with so many requests here. One late look says little:
+        it may be a pause for garbage, or somebody else on the machine."""
+        self._num_late = self._num_late + 1 if lag_s > LATE_S else 0
+        if not self._num_late:
             self._limit = min(self._most, self._limit + max(1.0, self._most / _STEPS))
+        elif self._num_late >= _LATE_LOOKS and num_in > LEAST:
+            self._limit = max(min(LEAST, self._most), _DECREASE * min(self._limit, num_in))

@@ -362,6 +362,8 @@ class StoreUnavailable(BackendError):
     """The job index or the store of files cannot be reached, and jobs do not go without; everything else does."""
 
     code = "store_unavailable"
+    was_sent: bool = True
+    """Whether the store may have heard of the call."""
 
 
 class AccountUnavailable(BackendError):

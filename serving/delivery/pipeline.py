@@ -35,6 +35,8 @@ from serving.telemetry.events import EnergySpent, ResultShared, Sink, ignore
 T = TypeVar("T")
 Outcome = TypeVar("Outcome")
 _LEAST_RETRY_S = 0.05
+_BEYOND = 64
+"""A tenant's own bound, by which HAProxy lets more come."""
 _LOOK_S = 0.05
 """Between two looks at the event loop."""
 PRIORITIES = {
@@ -135,9 +137,10 @@ class Pipeline:
 
     def places(self, tenant: str) -> int:
         """Requests of a tenant that should be here at a time, as things are: of all that there is room for, fewer while
-        the event loop is late. Where it has a bound of its own, one more, to be told of it."""
+        the event loop is late. Where it has a bound of its own, some more: it is told of that, and may also wait for
+        jobs, which takes no place here."""
         places, limit = self._room.places_for(tenant, self._lag.limit), self._max_in_flight.get(tenant)
-        return places if limit is None else min(places, limit + 1)
+        return places if limit is None else min(places, limit + _BEYOND)
 
     @asynccontextmanager
     async def admitted(
@@ -159,8 +162,8 @@ class Pipeline:
             cannot be read; TooManyInFlight: too many of the tenant's are here; QueueFull: too many of all are;
             DeadlineExceeded: there was no room in time.
         """
-        await self.results.admit(tenant, least, count)
         self._check_tenant(tenant, wait_s)
+        await self.in_time(deadline_s, self.results.admit(tenant, least, count), "its account was read")
         now_s = self.clock()
         place = Place(tenant, model, now_s=now_s, deadline_s=deadline_s, priority=PRIORITIES[priority])
         is_in = self._room.ask(place)

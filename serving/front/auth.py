@@ -159,7 +159,7 @@ def _presented_key(authorization: str | None, x_api_key: str | None) -> str:
     bearer = None
     if authorization is not None:
         scheme, _, bearer = authorization.partition(" ")
-        bearer = bearer.strip()
+        bearer = bearer.strip(" ")
         if scheme.lower() != "bearer" or not bearer:
             raise Unauthenticated(
                 "authorization is not of the form 'Bearer KEY'; send that, or the header x-api-key",

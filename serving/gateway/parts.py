@@ -147,7 +147,8 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         max_priorities=tenants.view(lambda tenant: Priority(tenant.max_priority)),
         experts=_experts(handles),
         accounts=results,
-        places=pipeline.places,
+        # On a cluster HAProxy is as Ray configures it, and would pass the number on to the caller.
+        **({} if config.settings.profile == "cluster" else {"places": pipeline.places}),
     )
     return GatewayParts(
         tenants=tenants,

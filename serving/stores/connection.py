@@ -151,7 +151,9 @@ class RedisConnection:
                 raise
             self._tell(StoreCalled(operation, "busy", self._clock() - started_s))
             self._tell(StoreFellBack(operation))
-            raise StoreUnavailable(f"no connection to Redis was free within {most_s:g} s") from None
+            busy = StoreUnavailable(f"no connection to Redis was free within {most_s:g} s")
+            busy.was_sent = False
+            raise busy from None
         return turn
 
     def _leave(self, turn: _Wait | None) -> None:

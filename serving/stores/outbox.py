@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,7 +36,6 @@ class Owed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    tenant: str
     send: Callable[[], Awaitable[object]]
     expires_s: float
 
@@ -59,16 +58,16 @@ class Outbox:
         self._charge = charge
         self._tell = tell
         self._clock = clock
-        self._entries: deque[_Entry] = deque()
-        self._num_of: Counter[str] = Counter()
-        """Entries of each tenant."""
+        self._entries: defaultdict[str, deque[_Entry]] = defaultdict(deque)
+        """Of each tenant, the oldest first."""
+        self._num = 0
         self._owed: dict[str, tuple[BucketLimits, Owed]] = {}
         """By tenant: what was used or set aside while Redis was away and nobody has tried to charge yet."""
-        self._sending = asyncio.Lock()
+        self._sending: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._sender: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        return len(self._entries) + len(self._owed)
+        return self._num + len(self._owed)
 
     def add(self, tenant: str, send: Callable[[], Awaitable[object]], lifetime_s: float) -> None:
         """Keep what was tried, and may or may not have arrived. ``lifetime_s``: for how long Redis knows it again."""
@@ -77,7 +76,7 @@ class Outbox:
 
     def has(self, tenant: str) -> bool:
         """Whether there is something of a tenant."""
-        return tenant in self._owed or self._num_of[tenant] > 0
+        return tenant in self._owed or tenant in self._entries
 
     def owe(self, tenant: str, limits: BucketLimits, more: Owed) -> None:
         """Add to what a tenant is to be charged once Redis is back; one sum, however long that takes."""
@@ -86,12 +85,10 @@ class Outbox:
         self._wake()
 
     async def flush(self, tenant: str) -> None:
-        """Tell Redis now, if there is something of this tenant and as far as Redis answers: when it reserves there next
-        it must not find what it has spent already. Others do not wait for what is not theirs."""
-        if self.has(tenant):
-            async with self._sending:
-                if self.has(tenant) and self._is_up():  # as long as it waited, others may have sent it
-                    await self._send()
+        """Tell Redis now what a tenant owes, as far as it answers: when the tenant reserves there next, Redis must not
+        find what is spent already. What others owe is not waited for."""
+        if self.has(tenant) and self._is_up():
+            await self._send(tenant)
 
     async def stop(self) -> None:
         """Try once more, then forget."""
@@ -103,17 +100,17 @@ class Outbox:
             _log.warning("settlements are lost: Redis stayed away", num_lost=len(self))
 
     def _keep(self, tenant: str, send: Callable[[], Awaitable[object]], lifetime_s: float) -> None:
-        if len(self._entries) >= MAX_ENTRIES:
-            self._drop_first()
+        if self._num >= MAX_ENTRIES:
+            self._drop_first(max(self._entries, key=lambda one: len(self._entries[one])))
             _log.warning("a settlement is dropped: too many wait for Redis", limit=MAX_ENTRIES)
-        self._entries.append(_Entry(tenant, send, self._clock() + lifetime_s))
-        self._num_of[tenant] += 1
+        self._entries[tenant].append(_Entry(send, self._clock() + lifetime_s))
+        self._num += 1
 
-    def _drop_first(self) -> None:
-        tenant = self._entries.popleft().tenant
-        self._num_of[tenant] -= 1
-        if not self._num_of[tenant]:
-            del self._num_of[tenant]
+    def _drop_first(self, tenant: str) -> None:
+        self._entries[tenant].popleft()
+        self._num -= 1
+        if not self._entries[tenant]:
+            del self._entries[tenant]
 
     def _wake(self) -> None:
         self._tell(SettlementsWaiting(len(self)))
@@ -127,25 +124,26 @@ class Outbox:
             self._tell(SettlementsWaiting(len(self)))
 
     async def _flush(self) -> None:
-        """Oldest first, until Redis fails again."""
-        async with self._sending:
+        """Of each tenant, until Redis fails again."""
+        for tenant in {*self._owed, *self._entries}:
             if self._is_up():
-                await self._send()
+                await self._send(tenant)
 
-    async def _send(self) -> None:
-        for tenant in tuple(self._owed):
-            self._post(tenant, *self._owed.pop(tenant))
-        while self._entries:
-            entry = self._entries[0]
-            if entry.expires_s > self._clock():
-                try:
-                    await entry.send()
-                except StoreUnavailable:
-                    return
-            else:
-                _log.warning("a settlement is dropped: Redis has been away for too long")
-            if self._entries and self._entries[0] is entry:
-                self._drop_first()
+    async def _send(self, tenant: str) -> None:
+        async with self._sending[tenant]:
+            if tenant in self._owed:
+                self._post(tenant, *self._owed.pop(tenant))
+            while tenant in self._entries:
+                entry = self._entries[tenant][0]
+                if entry.expires_s > self._clock():
+                    try:
+                        await entry.send()
+                    except StoreUnavailable:
+                        return
+                else:
+                    _log.warning("a settlement is dropped: Redis has been away for too long")
+                if tenant in self._entries and self._entries[tenant][0] is entry:
+                    self._drop_first(tenant)
 
     def _post(self, tenant: str, limits: BucketLimits, owed: Owed) -> None:
         mark = uuid.uuid4().hex

@@ -163,9 +163,9 @@ class RedisStore:
             return await self._lookup_and_reserve(tenant, reservation_id, digests, costs, limits, overrun)
         except StoreFull:
             values = await self.lookup(tenant, [digest or "" for digest in digests])
-        except StoreUnavailable:
+        except StoreUnavailable as error:
             values = (None,) * len(digests)
-            if was_up:  # it may have been granted, and only the answer lost
+            if was_up and error.was_sent:  # it may have been granted, and only the answer lost
                 lost = Hold(reservation_id, tenant, Cost(0.0, 0.0), limits, is_local=False)
                 self._outbox.add(tenant, lambda: self._settle(lost, Cost(0.0, 0.0)), keys.RESERVATION_TTL_S)
         return self._reserve_locally(tenant, values, costs, limits, overrun)

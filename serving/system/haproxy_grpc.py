@@ -69,9 +69,8 @@ def grpc_rules(config: ResolvedConfig) -> Iterator[str]:
     yield f"{wait} at-least {_PREFIX_BYTES} if vireo_keyless"
     yield f'{_answer(_LONG)} if vireo_keyless {{ req.body,bytes(1,4),be2dec("",4) -m int gt {MAX_SMALL_BYTES} }}'
     yield f"{wait} if vireo_keyless_unary"
-    yield from caller_rules(
-        config, _words(REFUSAL), f"path {' '.join(WORK_RPCS)}", config.settings.gateway.max_in_flight
-    )
+    work, places = f"{{ path {' '.join(WORK_RPCS)} }}", config.settings.gateway.max_in_flight
+    yield from caller_rules(config, _words(REFUSAL), work, places)
     # HAProxy can send a request again, to another gateway, only if it had all of it before it sent it the first time.
     # What does not fit into its buffer is passed on at once.
     yield f"{wait} if {{ path {' '.join(HELD_RPCS)} }}"

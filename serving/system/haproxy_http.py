@@ -22,6 +22,8 @@ METHODS: Final = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 """Each of them is possible on some path."""
 _PASSED_ON: Final = (*METHODS, "PUT", "PATCH", "TRACE")
 """Methods that the gateway's HTTP server knows. It answers others with a text of its own."""
+_WORK: Final = "METH_POST !{ path_end /sync }"
+"""What takes a place in a gateway. Who waits for a job holds none."""
 _NOT_JSON: Final = "{ res.hdr(content-type) -m beg text/plain }"
 _EXPOSED: Final = (
     "x-request-id, retry-after, allow, etag, content-range, accept-ranges, location, x-vireo-video-id, x-vireo-image-id"
@@ -63,7 +65,7 @@ def http_rules(config: ResolvedConfig) -> Iterator[str]:
     # Ray Serve looks at the path as decoded.
     yield f"http-request return status 404 {reply(nothing)} if {{ path,url_dec -m str -i /-/routes }}"
     refuse = f"status {http_error(REFUSAL)[0]} {reply(REFUSAL)}"
-    yield from caller_rules(config, refuse, "method POST", first_places(config.settings.gateway.max_in_flight))
+    yield from caller_rules(config, refuse, _WORK, first_places(config.settings.gateway.max_in_flight))
 
 
 def backend_rules(config: ResolvedConfig) -> Iterator[str]:

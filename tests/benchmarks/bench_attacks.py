@@ -128,7 +128,7 @@ def rows(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
 
 def _row(chosen: Sequence[Record], paid: Sequence[Record]) -> dict[str, Any]:
     """Lengths with their ends, so that an empty answer counts as one token."""
-    after, before = [one.tokens + 1 for one in chosen], [one.clean_tokens + 1 for one in chosen]
+    after, before = [one.tokens + 1 for one in chosen], [one.clean_tokens + 1 for one in chosen]  # with their ends
     return {
         "pictures": len(chosen),
         "clean_tokens": float(np.mean(before)),

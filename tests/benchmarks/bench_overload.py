@@ -4,8 +4,8 @@
     python -m tests.benchmarks.bench_overload --only simulated   # four pools in virtual time: the same on any machine
     python -m tests.benchmarks.bench_overload --only served      # about four minutes
 
-*Simulated*: pools of the packaged models, priced by the tables beside their checkpoints, with up to three times as many
-requests as they can answer at their best points (``schedulers/lab/overload.py``). *Served*: two systems with the
+*Simulated*: the packaged models, priced by the tables beside their checkpoints, with up to three times as many requests
+as they can answer at their best points (``schedulers/lab/cluster.py``). *Served*: two systems with the
 packaged chat model, one of which has ``bending.enabled: false``. Each request shows a picture of its own, in open loop;
 half of them ask for an answer within ``--latency-ms``, the others within the server's default deadline; three in ten
 have low priority. What one side can do is measured first, in closed loop. Both systems are up the whole time, the one

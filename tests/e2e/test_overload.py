@@ -24,6 +24,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 MAX_IN_FLIGHT = 4
 
 
+def settle(system: System, door: Door, picture: Picture) -> None:
+    """Nothing is under way, and HAProxy knows that the caller may have all places: by an answer to it."""
+    wait_until(lambda: system.in_flight() == 0, "an idle system")
+    wait_until(lambda: UNARY["http_json"](door, Ask([picture[0]], model=MODEL)).error is None, "an answer")
+
+
 @contextmanager
 def paused(system: System) -> Iterator[None]:
     """Hold the classifier still: what is sent meanwhile stays in flight for certain."""

@@ -31,7 +31,7 @@ defaults
     mode http
     timeout connect 5s
     timeout client 60s
-    timeout server 1s
+    timeout server 4s
     retries 1
     errorfile 503 /no/such/file
 frontend http_frontend
@@ -78,6 +78,9 @@ def _answer(connection: socket.socket) -> None:
                 return
             head += data
         end = head.split(b" ")[1].rsplit(b"/", 1)[-1].decode()
+        path = head.split(b" ")[1].decode()
+        if path == "/hold/sync":
+            end = "hold"
         if end == "silent":
             connection.recv(1)
         elif end == "hold":
@@ -242,10 +245,10 @@ def test_other_origins_are_told_nothing(origin: str, http: httpx.Client) -> None
 
 
 @contextmanager
-def held(http: httpx.Client, number: int, **headers: str) -> Iterator[None]:
+def held(http: httpx.Client, number: int, path: str = "/v1/hold", **headers: str) -> Iterator[None]:
     """So many requests of a caller at the gateway at a time."""
     with ThreadPoolExecutor(number) as pool:
-        waiting = [pool.submit(http.post, "/v1/hold", headers=headers, content=b"x") for _ in range(number)]
+        waiting = [pool.submit(http.post, path, headers=headers, content=b"x") for _ in range(number)]
         wait_until(lambda: len(holding) == number, "the gateway has them", 20)
         yield
         for connection in holding:
@@ -290,6 +293,23 @@ def test_caller_has_as_many_as_the_last_answer_said(http: httpx.Client) -> None:
     wait_until(lambda: not is_refused(http, "/v1/places-2", **mine), "its place is free again", 20)
     with held(http, 1, **mine):
         assert not is_refused(http, "/v1/x", **mine)
+
+
+def test_who_waits_for_a_job_holds_no_place(http: httpx.Client) -> None:
+    mine = {"x-api-key": "waiting"}
+    with held(http, PLACES, **mine):
+        assert not is_refused(http, "/v1/videos/sync", **mine)
+    with held(http, PLACES, path="/hold/sync", **mine):
+        assert not is_refused(http, "/v1/x", **mine)
+
+
+def test_what_an_answer_said_does_not_hold_for_good(http: httpx.Client) -> None:
+    """Else a caller of long requests would be refused by what was so before they began, until one of them ends."""
+    mine = {"x-api-key": "stale"}
+    assert not is_refused(http, "/v1/places-1", **mine)
+    with held(http, 1, **mine):
+        assert is_refused(http, "/v1/x", **mine)
+        wait_until(lambda: not is_refused(http, "/v1/x", **mine), "the answer is too old to count", 20)
 
 
 def test_one_key_is_one_caller_however_it_is_sent(http: httpx.Client) -> None:

@@ -43,7 +43,7 @@ function noteOf(budget) {
 /** Why the account refused the last request; empty if it did not. `until`: when the same request fits. */
 function refusalOf({ code, retryAfter }) {
   if (code === "quota_too_small") return { text: () => "The last request takes more than this budget ever holds.", until: Infinity };
-  if (code !== "quota_exceeded") return null;
+  if (!["quota_exceeded", "spend_cap_reached"].includes(code)) return null;
   const until = performance.now() + 1000 * Number(retryAfter);
   return { text: () => `The last request was refused: it fits in about ${number((until - performance.now()) / 1000, "s")}.`, until };
 }
