@@ -25,7 +25,7 @@ MAX_IN_FLIGHT = 4
 
 
 def settle(system: System, door: Door, picture: Picture) -> None:
-    """Nothing is under way, and HAProxy knows that the caller may have all places: by an answer to it."""
+    """Nothing is under way, and HAProxy knows by an answer that the caller may have all places again."""
     wait_until(lambda: system.in_flight() == 0, "an idle system")
     wait_until(lambda: UNARY["http_json"](door, Ask([picture[0]], model=MODEL)).error is None, "an answer")
 
@@ -82,7 +82,7 @@ def test_tenant_that_fills_the_gateway_is_refused_and_a_newcomer_is_answered(
                 assert reason in refused.message
         assert newcomer.result().codes == (label,)
         assert [future.result().codes for future in waiting] == [(label,) for _, label in pictures]
-    wait_until(lambda: strict.in_flight() == 0, "in-flight gauge back to 0")
+    settle(strict, alpha, new_picture())
 
 
 def test_images_beyond_the_replicas_queue_fail_alone(
