@@ -13,13 +13,11 @@ The shared store runs the same arithmetic in its scripts; this is the twin that 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import date
 from typing import Final, Literal, TypeAlias
 
 from schedulers.admission import BucketLimits
 
 DAY_S: Final = 86400.0
-_EPOCH = date(1970, 1, 1).toordinal()
 Period: TypeAlias = Literal["day", "month"]
 
 
@@ -44,10 +42,10 @@ class SpentOut:
 
 def turned(spending: Spending, now_s: float) -> Spending:
     """Let time pass. A clock that runs backwards is not followed."""
-    before, now = _date(spending.at_s), _date(now_s)
+    before, now = int(spending.at_s // DAY_S), int(now_s // DAY_S)
     if now <= before:
         return replace(spending, at_s=max(spending.at_s, now_s))
-    is_same_month = (now.year, now.month) == (before.year, before.month)
+    is_same_month = _month_of(now) == _month_of(before)
     return Spending(
         at_s=now_s,
         day_j=spending.open_j,
@@ -84,14 +82,24 @@ def next_day_s(now_s: float) -> float:
 
 def next_month_s(now_s: float) -> float:
     """When the next month begins."""
-    today = _date(now_s)
-    year, month = divmod(12 * today.year + today.month, 12)
-    return (date(year, month + 1, 1).toordinal() - _EPOCH) * DAY_S
+    return _first_day(_month_of(int(now_s // DAY_S)) + 1) * DAY_S
 
 
 def _is_over(joules: float, left_j: float) -> bool:
     return joules > left_j or left_j <= 0.0
 
 
-def _date(now_s: float) -> date:
-    return date.fromordinal(_EPOCH + int(now_s // DAY_S))
+def _month_of(day: int) -> int:
+    """Months from March of year 0 to a day since 1970 (H. Hinnant, "chrono-Compatible Low-Level Date Algorithms": years
+    begin in March, so that a leap day is the last of its year)."""
+    era, day_of_era = divmod(day + 719_468, 146_097)
+    year = (day_of_era - day_of_era // 1_460 + day_of_era // 36_524 - day_of_era // 146_096) // 365
+    day_of_year = day_of_era - (365 * year + year // 4 - year // 100)
+    return 12 * (400 * era + year) + (5 * day_of_year + 2) // 153
+
+
+def _first_day(month: int) -> int:
+    """The day since 1970 on which a month of ``_month_of`` begins."""
+    years, month_of_year = divmod(month, 12)
+    era, year = divmod(years, 400)
+    return 146_097 * era + 365 * year + year // 4 - year // 100 + (153 * month_of_year + 2) // 5 - 719_468

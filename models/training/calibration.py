@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import os
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,6 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
-import psutil
 import torch
 
 from models.contract import Family, LazyRef, OnProgress, Value, Variant
@@ -242,11 +243,18 @@ def hardware(device: torch.device, num_threads: int | None = None) -> Hardware:
 
 
 def _busy_cores() -> float:
-    """What others keep busy while this process waits. The load average would still be that of a calibration that has
-    just ended."""
-    share: float = psutil.cpu_percent(_LOOK_S) / 100
-    cores: int = psutil.cpu_count() or 1
-    return round(share * cores, 2)
+    """What others keep busy while this process waits; 0 where the system does not tell. The load average would still be
+    that of a calibration that has just ended."""
+    before = _busy_ticks()
+    time.sleep(_LOOK_S)
+    return round((_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / _LOOK_S, 2)
+
+
+def _busy_ticks() -> int:
+    stat = Path("/proc/stat")
+    fields = stat.read_text().split("\n", 1)[0].split()[1:9] if stat.is_file() else ["0"] * 8
+    user, nice, system, _idle, _waiting, *others = map(int, fields)
+    return user + nice + system + sum(others)
 
 
 def _cpu_name() -> str:

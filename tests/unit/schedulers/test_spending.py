@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -93,3 +93,12 @@ def test_giving_back_goes_down_to_nothing() -> None:
     after = spent(SPENT, -100.0)
     assert (after.day_j, after.month_j, after.open_j) == (0.0, 100.0, 10.0)
     assert spent(SPENT, 5.0).day_j == 75.0
+
+
+def test_months_are_those_of_the_calendar() -> None:
+    first = date(1970, 1, 1)
+    for number in range(0, 200 * 365, 7):
+        day = first + timedelta(days=number)
+        year, month = divmod(12 * day.year + day.month, 12)
+        begins = date(year, month + 1, 1)
+        assert next_month_s(number * DAY_S + 5.0) == (begins - first).days * DAY_S, day

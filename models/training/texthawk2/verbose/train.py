@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -78,9 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     plan = Plan(**{one.name: getattr(args, one.name) for one in fields(Plan)})
     torch.set_num_threads(args.threads)
-    with Progress() as bar:
-        task = bar.add_task("training", total=plan.steps)
-        train(args.source, args.out, plan, args.minutes, lambda done: bar.update(task, completed=done))
+    train(args.source, args.out, plan, args.minutes, lambda done: print(f"step {done} of {plan.steps}", flush=True))
 
 
 def train(
