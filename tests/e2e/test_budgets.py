@@ -213,16 +213,23 @@ def test_grpc_deadline_of_the_caller_ends_the_call_and_frees_what_it_holds(
 
 
 @pytest.fixture
-def limited(system: System) -> Iterator[Callable[..., None]]:
-    """Sets limits of whoever calls without a key, while the system runs."""
+def limited(system: System, door: Door, new_picture: Callable[[], Picture]) -> Iterator[Callable[..., None]]:
+    """Sets limits of whoever calls without a key, while the system runs. Afterwards there are none, and the gateway
+    knows it: what it has not read yet is lost if the next test kills Redis."""
 
     def limit(**fields: object) -> None:
         words = [f"{name}={value}" for name, value in fields.items()]
         command = system.command("tenants", "set", "local", *words, "--port", str(system.port))
         assert command.returncode == 0, command.stderr
 
+    def are_gone() -> bool:
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(SURFACES["http_json"], door, Ask([new_picture()[0]], model=MODEL)) for _ in range(12)]
+            return all(answer.result().error is None for answer in asked)
+
     yield limit
     limit(max_deep_share="null", max_in_flight="null", max_joules_per_day="null")
+    wait_until(are_gone, "there are no limits any more")
 
 
 def test_tenant_without_a_share_of_deep_exits_gets_shallower_answers_that_say_so(
@@ -247,7 +254,8 @@ def test_tenant_without_a_share_of_deep_exits_gets_shallower_answers_that_say_so
 def test_joules_of_a_day_are_bounded_on_every_surface(
     limited: Callable[..., None], door: Door, new_picture: Callable[[], Picture]
 ) -> None:
-    spent_j = door.http.get("/v1/budget").raise_for_status().json()["day"]["spent_j"]  # by the tests before
+    day = door.http.get("/v1/budget").raise_for_status().json()["day"]
+    spent_j = day["spent_j"] if day else 0.0  # by the tests before
     cap_j = spent_j + 0.3
     limited(max_joules_per_day=cap_j)
 
@@ -261,7 +269,7 @@ def test_joules_of_a_day_are_bounded_on_every_surface(
         assert answer.status in (429, grpc.StatusCode.RESOURCE_EXHAUSTED), name
     day = door.http.get("/v1/budget").raise_for_status().json()["day"]
     assert day["cap_j"] == cap_j
-    assert spent_j < day["spent_j"] < cap_j + 0.3
+    assert spent_j < day["spent_j"] < cap_j + 1.0  # beyond the cap: what a first request took over its estimate
     assert 0.0 < day["resets_in_s"] <= 86400.0
     limited(max_joules_per_day="null")
     wait_until(lambda: not is_spent(), "without a cap there is more")
