@@ -89,6 +89,37 @@ class EngineRequest(NamedTuple):
     ignore_eos: bool = False
 
 
+class GuardOrder(NamedTuple):
+    """What the gateway's guard wants of the replica for one choice.
+
+    ``group``: of benign answers it is compared with (``schedulers.guard``). ``bound_tokens``: of its text alone.
+    ``cap_tokens``: where it ends if it is confirmed, or at once if ``is_capped``. ``p_values``: what the gateway has
+    seen. ``watch_at``, ``suspect_at``: see ``schedulers.policies.guard.Rules``. ``layers``: those that are switched on.
+    """
+
+    mode: str
+    group: str
+    bound_tokens: int
+    cap_tokens: int
+    p_values: Mapping[str, float]
+    watch_at: float
+    suspect_at: float
+    layers: tuple[str, ...]
+    is_capped: bool = False
+
+
+class GuardSaid(NamedTuple):
+    """What the replica's guard found, said with the last delta. ``action``: that was taken, or in mode ``observe``
+    would have been. ``is_confirmed``: None if nobody looked twice. ``probe_tokens``: that looking twice took."""
+
+    action: str
+    score: float
+    reasons: tuple[str, ...]
+    p_values: Mapping[str, float]
+    is_confirmed: bool | None = None
+    probe_tokens: int = 0
+
+
 class ChoiceStart(NamedTuple):
     """One choice to generate. ``id`` is the gateway's own number for it, never used twice."""
 
@@ -106,6 +137,8 @@ class ChoiceStart(NamedTuple):
     traceparent: str = ""
     elsewhere_j: float = 0.0
     """Joules that other models served its tenant since the last choice that said so (``schedulers.elsewhere``)."""
+    guard: GuardOrder | None = None
+    """None: nobody watches it."""
 
 
 class Accepted(NamedTuple):
@@ -136,6 +169,8 @@ class Delta(NamedTuple):
     """Time since its first token."""
     joules: float | None = None
     """Of a choice that ends here, ``Accepted.energy_source`` says; None: nothing."""
+    guard: GuardSaid | None = None
+    """Of a choice that ends here and was watched."""
 
 
 class Failure(NamedTuple):
