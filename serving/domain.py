@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import TypedDict
 
 from serving.energy.spent import Spent
 from serving.errors import InvalidRequest, ServingError
@@ -200,6 +201,15 @@ class Degradation:
     energy_j_after: float
 
 
+class GuardBlock(TypedDict, total=False):
+    """The guard's verdict on a request; empty where nothing was looked at. ``score``: 0 (ordinary) to 1. ``action``:
+    what was done, or in mode ``observe`` would have been. ``reasons``: what speaks against it, the strongest first."""
+
+    score: float
+    action: str
+    reasons: list[str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The ``vireo`` block of every answer (docs/api.md). ``energy_j`` None: the meter gave no reading."""
@@ -212,7 +222,7 @@ class Report:
     cache: str
     degraded: tuple[str, ...] = ()
     degradation: Degradation | None = None
-    guard: dict[str, Any] = field(default_factory=dict)
+    guard: GuardBlock = field(default_factory=GuardBlock)
 
     @classmethod
     def of(
@@ -224,6 +234,7 @@ class Report:
         cache: str,
         degraded: tuple[str, ...],
         degradation: Degradation | None = None,
+        guard: GuardBlock | None = None,
     ) -> Report:
         """Of an answer that took so much."""
         return cls(
@@ -235,6 +246,7 @@ class Report:
             cache=cache,
             degraded=degraded,
             degradation=degradation,
+            guard=guard or {},
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.registry import default_variants
 from serving.config.models import Auto, Count, ModelSettings, Section
@@ -105,6 +105,19 @@ class TenantSettings(Section):
     allow_logprobs: bool = Field(
         False,
         description="Whether chat answers may show and bias probabilities of tokens: they feed black-box attacks.",
+    )
+    image_logprobs: bool = Field(
+        False, description="Whether, where allow_logprobs is set, they are also shown of answers about images."
+    )
+    guard: Literal["off", "observe", "enforce"] = Field(
+        "enforce",
+        description="What the guard does to its chats about images that look crafted to be dear: observe only says "
+        "what it would do (docs/guard.md).",
+    )
+    guard_trusted: bool = Field(
+        False,
+        description="Whether the guard learns from its chats how long answers usually are. Whoever sends crafted "
+        "images could teach it.",
     )
     admin: bool = Field(
         False,
@@ -239,6 +252,45 @@ class EnergySettings(Section):
     )
 
 
+class GuardSettings(Section):
+    """What is done about chats whose images look crafted to be dear (docs/guard.md), a switch for each layer. It needs
+    a model's guard.json, and does to a tenant what its field guard says."""
+
+    screen: bool = Field(True, description="Whether images are looked at before they reach a model.")
+    fingerprints: bool = Field(
+        True, description="Whether images that were caught, and series of almost equal ones, are known again."
+    )
+    length: bool = Field(
+        True, description="Whether an answer counts as strange that is longer than its text alone leads to expect."
+    )
+    stream: bool = Field(
+        True, description="Whether repetition, tokens that nobody sees, and an end that is put off count as strange."
+    )
+    confirm: bool = Field(
+        True, description="Whether a suspect is looked at twice. If not, nothing but a known image is ever capped."
+    )
+    watch_at: float = Field(
+        0.05, gt=0, lt=1, description="Watched: as strange as at most this share of benign requests."
+    )
+    suspect_at: float = Field(
+        0.01, gt=0, lt=1, description="Suspect, the same; also how often a benign answer is over the bound on length."
+    )
+    learning_rate: float = Field(
+        0.005, ge=0, le=0.5, description="By how much chats of trusted tenants move that share, each; 0 learns nothing."
+    )
+    quarantine_s: float = Field(
+        86_400.0, ge=60, le=365 * 86_400, description="Seconds that an image that was caught is remembered."
+    )
+
+    @model_validator(mode="after")
+    def _suspects_are_rarer(self) -> Self:
+        if self.suspect_at > self.watch_at:
+            raise ValueError(
+                f"suspect_at is {self.suspect_at} and watch_at {self.watch_at}; suspects are the rarer ones"
+            )
+        return self
+
+
 class LimitSettings(Section):
     """Bounds on one request (serving/limits.py)."""
 
@@ -275,6 +327,7 @@ class Settings(Section):
     jobs: JobSettings = JobSettings()
     media: MediaSettings = MediaSettings()
     limits: LimitSettings = LimitSettings()
+    guard: GuardSettings = GuardSettings()
     energy: EnergySettings = EnergySettings()
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
     run_dir: str = Field("auto", description="Folder for sockets, logs and state of this start; keep its path short.")

@@ -39,13 +39,23 @@ class Credentials(NamedTuple):
     keys: tuple[tuple[str, str, float], ...]
     needs_key: bool = False
     logprobs: frozenset[str] = frozenset()
+    image_logprobs: frozenset[str] = frozenset()
     admins: frozenset[str] = frozenset()
+
+
+class LogprobRights(NamedTuple):
+    """Whether a tenant may see and bias probabilities of tokens, and whether it may see those of answers about images,
+    which is what an attack on pictures learns from."""
+
+    is_open: bool = False
+    with_images: bool = False
 
 
 class Authenticator:
     """Maps credentials to tenants. ``keys`` maps each tenant to the SHA-256 of its key, or of each of its keys, in
     hexadecimal: two at a time let a tenant change its key without an outage. ``logprobs_tenants`` may see and bias
-    probabilities of tokens, and ``admins`` read what is counted of each tenant; nobody else may. ``origins``: whose
+    probabilities of tokens, those that are also among ``image_logprobs_tenants`` see them of answers about images, and
+    ``admins`` read what is counted of each tenant; nobody else may. ``origins``: whose
     pages may call a server without keys, besides those of this machine; "*" is any.
 
     Raises:
@@ -57,6 +67,7 @@ class Authenticator:
         keys: Mapping[str, str | Sequence[str]],
         allow_anonymous_loopback: bool,
         logprobs_tenants: Collection[str] = (),
+        image_logprobs_tenants: Collection[str] = (),
         admins: Collection[str] = (),
         origins: Collection[str] = (),
         clock: Callable[[], float] = time.time,
@@ -73,7 +84,8 @@ class Authenticator:
         self._origins = frozenset(origins)
         self._clock = clock
         kept = tuple((tenant, digest, math.inf) for tenant, digest in hashes)
-        self.use(Credentials(kept, bool(kept), frozenset(logprobs_tenants), frozenset(admins)))
+        logprobs, images = frozenset(logprobs_tenants), frozenset(image_logprobs_tenants)
+        self.use(Credentials(kept, bool(kept), logprobs, images, frozenset(admins)))
 
     def use(self, credentials: Credentials) -> None:
         """From now on these count and no others, in one step."""
@@ -87,9 +99,10 @@ class Authenticator:
         """Whether there never were keys: whoever is on this machine is served."""
         return not (self._credentials.keys or self._credentials.needs_key) and self._allow_anonymous_loopback
 
-    def may_use_logprobs(self, tenant: str) -> bool:
-        """Whether a tenant may see and bias probabilities of tokens."""
-        return tenant in self._credentials.logprobs
+    def logprob_rights(self, tenant: str) -> LogprobRights:
+        """What a tenant may see of probabilities of tokens."""
+        known = self._credentials
+        return LogprobRights(tenant in known.logprobs, tenant in known.image_logprobs)
 
     def is_admin(self, tenant: str) -> bool:
         """Whether a tenant may read what is counted of each. Without keys whoever is served may: nobody else is."""

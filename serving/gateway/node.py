@@ -91,6 +91,7 @@ def _credentials(tenants: Tenants) -> Credentials:
         tenants.keys,
         needs_key=tenants.needs_key,
         logprobs=frozenset(tenant.name for tenant in settings if tenant.allow_logprobs),
+        image_logprobs=frozenset(tenant.name for tenant in settings if tenant.image_logprobs),
         admins=frozenset(tenant.name for tenant in settings if tenant.admin),
     )
 

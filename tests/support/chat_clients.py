@@ -74,6 +74,7 @@ class ChatOutcome:
     reasons: tuple[str | None, ...] = ()
     usage: Mapping[str, int] = field(default_factory=dict)
     operating_point: str = ""
+    guard: Mapping[str, Any] = field(default_factory=dict)
     logprobs: tuple[str, ...] = ()
 
 
@@ -208,6 +209,7 @@ async def http_whole(door: FrontDoor, chat: Chat) -> ChatOutcome:
         reasons=tuple(choice["finish_reason"] for choice in document["choices"]),
         usage=_flat(document["usage"]),
         operating_point=document["vireo"]["operating_point"],
+        guard=document["vireo"]["guard"],
         logprobs=tuple(_tokens(document["choices"][0])),
     )
 
@@ -236,6 +238,7 @@ async def http_stream(door: FrontDoor, chat: Chat) -> ChatOutcome:
         reasons=tuple(reasons),
         usage=_flat(last["usage"]),
         operating_point=last["vireo"]["operating_point"],
+        guard=last["vireo"]["guard"],
         logprobs=tuple(logprobs),
     )
 
@@ -322,6 +325,7 @@ def _responded(answer: Any) -> ChatOutcome:
         reasons=("stop" if answer["status"] == "completed" else "length",),
         usage={"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"], **details},
         operating_point=answer["vireo"]["operating_point"],
+        guard=answer["vireo"]["guard"],
         logprobs=tuple(entry["token"] for entry in part["logprobs"]),
     )
 
@@ -395,8 +399,15 @@ async def grpc_chat(door: FrontDoor, chat: Chat) -> ChatOutcome:
         reasons=tuple(vireo_pb2.FinishReason.Name(r).split("_")[-1].lower() for r in last.end.finish_reasons),
         usage={name: getattr(usage, name) for name in names},
         operating_point=last.end.vireo.operating_point,
+        guard=_guard(last.end.vireo),
         logprobs=tuple(logprobs),
     )
+
+
+def _guard(report: vireo_pb2.Report) -> dict[str, Any]:
+    if not report.HasField("guard"):
+        return {}
+    return {"score": report.guard.score, "action": report.guard.action, "reasons": list(report.guard.reasons)}
 
 
 CHAT_SURFACES: dict[str, Callable[[FrontDoor, Chat], Awaitable[ChatOutcome]]] = {

@@ -326,5 +326,5 @@ def make_report() -> Report:
         compute_ms=2.5,
         cache="miss",
         degraded=("exit_threshold",),
-        guard={"score": 0.0, "action": "none"},
+        guard={"score": 0.0, "action": "normal", "reasons": []},
     )

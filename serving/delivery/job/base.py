@@ -237,5 +237,5 @@ def report_of(job: JobRecord) -> Report:
         cache=report.get("cache", "off"),
         degraded=tuple(report.get("degraded", ())),
         degradation=lowered(report),
-        guard=dict(report.get("guard", {})),
+        guard=report.get("guard", {}),
     )

@@ -138,7 +138,11 @@ def message_from_error(error: ServingError) -> vireo_pb2.Error:
 
 def message_from_report(report: Report) -> vireo_pb2.Report:
     """Return a report."""
-    guard = vireo_pb2.Guard(score=report.guard.get("score"), action=report.guard.get("action", ""))
+    guard = vireo_pb2.Guard(
+        score=report.guard.get("score"),
+        action=report.guard.get("action", ""),
+        reasons=report.guard.get("reasons", ()),
+    )
     return vireo_pb2.Report(
         operating_point=report.operating_point,
         energy_j=report.energy_j,

@@ -170,6 +170,13 @@ function lowered(made) {
   ];
 }
 
+/** What the guard did, where it looked, and why. */
+function guarded(guard) {
+  if (guard.action === undefined) return [];
+  const why = guard.reasons.length ? `: ${guard.reasons.join(", ")}` : "";
+  return [["Guard", `${guard.action} (score ${number(guard.score)})${why}`]];
+}
+
 /** The `vireo` block of an answer. */
 export function report(block, more = []) {
   const point = block.operating_point.split(",").map((part) => h("code", {}, part));
@@ -181,7 +188,7 @@ export function report(block, more = []) {
     ["Cache", block.cache],
     ["Reduced", block.degraded.length ? block.degraded.join(", ") : "nothing"],
     ...lowered(block.degradation),
-    ...(Object.keys(block.guard).length ? [["Guard", `${block.guard.action} (score ${number(block.guard.score)})`]] : []),
+    ...guarded(block.guard),
     ...more,
   ];
   document.dispatchEvent(new CustomEvent("vireo:spent", { detail: block }));

@@ -9,6 +9,7 @@ from typing import Any
 
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest
+from serving.front.auth import LogprobRights
 from serving.front.budget import budget_from_object
 from serving.front.front import check_model, check_unicode, shown
 from serving.front.http.body import PIECE_BYTES
@@ -43,7 +44,8 @@ from serving.tasks.chat.rules import (
     Prompt,
     check_end,
     check_logit_bias,
-    check_may_use_logprobs,
+    check_may_bias,
+    check_may_see_logprobs,
     check_num_biases,
     check_stop,
     compact_schema,
@@ -80,7 +82,7 @@ async def call_from_document(
     tenant: str,
     fallback: Budget,
     limits: IngressLimits,
-    may_use_logprobs: bool,
+    logprobs: LogprobRights,
 ) -> ChatCall:
     """Make a call of a JSON body. Raises: ClientError."""
     fields = known(document, FIELDS[BODY], "")
@@ -98,11 +100,11 @@ async def call_from_document(
         sampling=sampling_of(
             fields,
             limits,
-            may_use_logprobs,
+            logprobs,
             max_tokens=_max_tokens(fields),
             n=integer(fields, "n", 1, 1, limits.max_choices),
             json_schema=_schema(fields.get("response_format"), limits),
-            logprobs=_logprobs(fields, may_use_logprobs),
+            logprobs=_logprobs(fields, logprobs, prompt.num_images),
         ),
         budget=budget_of(fields, fallback),
         is_streamed=usage is not None,
@@ -201,7 +203,7 @@ def budget_of(fields: dict[str, Any], fallback: Budget) -> Budget:
     return budget_from_object(of(dict, "an object", fields["vireo"], "vireo"), fallback)
 
 
-def sampling_of(fields: dict[str, Any], limits: IngressLimits, may_use_logprobs: bool, **others: Any) -> Sampling:
+def sampling_of(fields: dict[str, Any], limits: IngressLimits, rights: LogprobRights, **others: Any) -> Sampling:
     """Return how tokens are chosen. ``others``: the fields that have other names elsewhere. Raises: ClientError."""
     sampling = Sampling(
         min_tokens=integer(fields, "min_tokens", 0, 0, MAX_TOKENS) or 0,
@@ -210,7 +212,7 @@ def sampling_of(fields: dict[str, Any], limits: IngressLimits, may_use_logprobs:
         top_p=number(fields, "top_p", 1.0, 0.0, 1.0, is_open_low=True),
         stop=_stop(fields.get("stop", []), limits),
         seed=integer(fields, "seed", None, 0, MAX_SEED),
-        logit_bias=_logit_bias(fields.get("logit_bias", {}), limits, may_use_logprobs),
+        logit_bias=_logit_bias(fields.get("logit_bias", {}), limits, rights),
         **others,
     )
     check_end(sampling)
@@ -270,20 +272,20 @@ def named_schema(members: dict[str, Any], where: str, limits: IngressLimits) -> 
     return compact_schema(schema, limits, f"{where}.schema")
 
 
-def _logprobs(fields: dict[str, Any], is_allowed: bool) -> int | None:
+def _logprobs(fields: dict[str, Any], rights: LogprobRights, num_images: int) -> int | None:
     is_wanted = of(bool, "true or false", fields.get("logprobs", False), "logprobs")
     num_top = integer(fields, "top_logprobs", None, 0, MAX_TOP_LOGPROBS)
     if is_wanted or num_top:
-        check_may_use_logprobs(is_allowed, "logprobs" if is_wanted else "top_logprobs")
+        check_may_see_logprobs(rights, num_images, "logprobs" if is_wanted else "top_logprobs")
     if num_top and not is_wanted:
         raise InvalidRequest("top_logprobs goes with logprobs: true; send both or neither", param="top_logprobs")
     return (num_top or 0) if is_wanted else None
 
 
-def _logit_bias(value: Any, limits: IngressLimits, is_allowed: bool) -> dict[int, float]:
+def _logit_bias(value: Any, limits: IngressLimits, rights: LogprobRights) -> dict[int, float]:
     if not of(dict, "an object of token ids", value, "logit_bias"):
         return {}
-    check_may_use_logprobs(is_allowed, "logit_bias")
+    check_may_bias(rights, "logit_bias")
     check_num_biases(len(value), limits, "logit_bias")
     for token, bias in value.items():
         if not _TOKEN_ID.fullmatch(token):

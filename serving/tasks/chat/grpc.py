@@ -12,6 +12,7 @@ from vireo_pb.vireo.v1 import vireo_pb2
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.domain import Surface
 from serving.errors import InvalidRequest
+from serving.front.auth import LogprobRights
 from serving.front.budget import budget_from_message
 from serving.front.events import EventQueue
 from serving.front.front import check_integer, check_model, check_number, clean
@@ -30,7 +31,8 @@ from serving.tasks.chat.rules import (
     Prompt,
     check_end,
     check_logit_bias,
-    check_may_use_logprobs,
+    check_may_bias,
+    check_may_see_logprobs,
     check_stop,
     compact_schema,
 )
@@ -68,7 +70,7 @@ async def chat(call: GrpcCall, message: vireo_pb2.ChatRequest) -> AsyncGenerator
 
 async def request_from_message(message: vireo_pb2.ChatRequest, call: GrpcCall) -> ChatRequest:
     """Return the request. Raises: ClientError."""
-    limits = call.front.limits
+    limits, rights = call.front.limits, call.front.authenticator.logprob_rights(call.tenant)
     prompt = Prompt(limits)
     model = check_model(message.model or None)
     for index, turn in enumerate(message.messages):
@@ -78,7 +80,7 @@ async def request_from_message(message: vireo_pb2.ChatRequest, call: GrpcCall) -
         surface=Surface.GRPC_CHAT,
         tenant=call.tenant,
         model=model,
-        sampling=_sampling(message.sampling, limits, call.front.authenticator.may_use_logprobs(call.tenant)),
+        sampling=_sampling(message.sampling, limits, rights, prompt.num_images),
         budget=budget_from_message(message.vireo),
         deadline_s=call.deadline_s(),
         messages=await prompt.finish(),
@@ -110,16 +112,16 @@ def _read_part(part: vireo_pb2.ChatPart, where: str, prompt: Prompt) -> None:
         raise InvalidRequest(f"{where} is empty; set text, image or image_url", param=where)
 
 
-def _sampling(message: vireo_pb2.Sampling, limits: IngressLimits, may_use_logprobs: bool) -> Sampling:
+def _sampling(message: vireo_pb2.Sampling, limits: IngressLimits, rights: LogprobRights, num_images: int) -> Sampling:
     def given(name: str) -> bool:
         return message.HasField(name)  # type: ignore[arg-type]
 
     where = "sampling."
     if given("logprobs"):
-        check_may_use_logprobs(may_use_logprobs, f"{where}logprobs")
+        check_may_see_logprobs(rights, num_images, f"{where}logprobs")
         check_integer(message.logprobs, 0, MAX_TOP_LOGPROBS, f"{where}logprobs")
     if message.logit_bias:
-        check_may_use_logprobs(may_use_logprobs, f"{where}logit_bias")
+        check_may_bias(rights, f"{where}logit_bias")
     sampling = Sampling(
         max_tokens=check_integer(message.max_tokens, 1, MAX_TOKENS, f"{where}max_tokens")
         if given("max_tokens")

@@ -28,7 +28,7 @@ async def chat(call: Call) -> Answer | None:
         tenant=call.tenant,
         fallback=fallback,
         limits=front.limits,
-        may_use_logprobs=front.authenticator.may_use_logprobs(call.tenant),
+        logprobs=front.authenticator.logprob_rights(call.tenant),
     )
     cards = front.service.chats.chat_models()
     request = front.admit(asked.request, cards, call.visit)

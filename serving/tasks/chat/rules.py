@@ -18,6 +18,7 @@ from serving.errors import (
     PromptTooLong,
     TooManyImages,
 )
+from serving.front.auth import LogprobRights
 from serving.front.front import check_integer, check_number, check_unicode, shown
 from serving.front.images import DataUrl, decode_url, is_data_url, parse_data_url
 from serving.limits import IngressLimits
@@ -196,12 +197,23 @@ def check_end(sampling: Sampling, where: str = "") -> None:
         )
 
 
-def check_may_use_logprobs(is_allowed: bool, param: str) -> None:
+def check_may_bias(rights: LogprobRights, param: str) -> None:
     """Raises: FeatureNotAllowed."""
-    if not is_allowed:
+    if not rights.is_open:
         raise FeatureNotAllowed(
             f"{param} is closed to this tenant: probabilities of tokens feed black-box attacks. "
             "Leave it out, or have the operator set allow_logprobs",
+            param=param,
+        )
+
+
+def check_may_see_logprobs(rights: LogprobRights, num_images: int, param: str) -> None:
+    """Raises: FeatureNotAllowed: closed to the tenant, or to its requests with images."""
+    check_may_bias(rights, param)
+    if num_images and not rights.with_images:
+        raise FeatureNotAllowed(
+            f"{param} is closed to this tenant for requests with images: probabilities are what a black-box attack on "
+            "a picture learns from. Leave it out, or have the operator set image_logprobs",
             param=param,
         )
 

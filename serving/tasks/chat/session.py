@@ -85,8 +85,11 @@ class Screen:
 
     def ended(self, answer: Answer, *, shows_stats: bool) -> None:
         """Write what there is to know about a finished answer."""
-        if answer.finish_reason == "length":
-            tokens = answer.usage.get("completion_tokens", "?")
+        tokens, guard = answer.usage.get("completion_tokens", "?"), answer.report.get("guard", {})
+        if answer.finish_reason == "length" and guard.get("action") == "capped":
+            why = ", ".join(guard.get("reasons", ()))
+            self.note(f"the guard cut the answer off at {tokens} tokens, for the image looks crafted ({why})")
+        elif answer.finish_reason == "length":
             self.note(f"the answer was cut off at {tokens} tokens; --max-tokens or the budget allow no more")
         if shows_stats:
             self.note(stats_line(answer))
@@ -110,8 +113,17 @@ def stats_line(answer: Answer) -> str:
             f"queue {report['queue_ms']:.1f} ms, compute {report['compute_ms']:.1f} ms",
             f"cache {report['cache']}",
             reduced(report),
+            guarded(report),
         ]
     return " · ".join(word for word in words if word)
+
+
+def guarded(report: Mapping[str, Any]) -> str:
+    """What the guard did, and why; empty where it did nothing."""
+    guard = report.get("guard", {})
+    if guard.get("action", "normal") == "normal":
+        return ""
+    return f"guard {guard['action']} ({', '.join(guard.get('reasons', ())) or 'no reason given'})"
 
 
 @dataclass

@@ -10,6 +10,7 @@ import orjson
 
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest, UnsupportedField
+from serving.front.auth import LogprobRights
 from serving.front.front import shown
 from serving.front.http.fields import integer, known, of, one_of
 from serving.limits import IngressLimits
@@ -20,7 +21,7 @@ from serving.tasks.chat.rules import (
     MAX_TOKENS,
     MAX_TOP_LOGPROBS,
     Prompt,
-    check_may_use_logprobs,
+    check_may_see_logprobs,
 )
 from serving.tasks.responses.fields import BODY, FORMAT, IMAGE, MESSAGE, STREAM_OPTIONS, TEXT, TEXT_CONFIG
 from serving.tasks.responses.schemas import INCLUDABLE, LOGPROBS, MAX_INCLUDED
@@ -41,7 +42,7 @@ async def call_from_document(
     tenant: str,
     fallback: Budget,
     limits: IngressLimits,
-    may_use_logprobs: bool,
+    logprobs: LogprobRights,
 ) -> ResponseCall:
     """Make a call of a JSON body. Raises: ClientError."""
     fields = known(document, BODY, "")
@@ -58,10 +59,10 @@ async def call_from_document(
     sampling = sampling_of(
         fields,
         limits,
-        may_use_logprobs,
+        logprobs,
         max_tokens=integer(fields, "max_output_tokens", None, 1, MAX_TOKENS),
         json_schema=json_schema,
-        logprobs=_logprobs(fields, may_use_logprobs),
+        logprobs=_logprobs(fields, logprobs, prompt.num_images),
     )
     request = ChatRequest(
         request_id=request_id,
@@ -139,7 +140,7 @@ def _schema(form: dict[str, Any], limits: IngressLimits) -> str | None:
     return ANY_OBJECT if kind == "json_object" else None
 
 
-def _logprobs(fields: dict[str, Any], is_allowed: bool) -> int | None:
+def _logprobs(fields: dict[str, Any], rights: LogprobRights, num_images: int) -> int | None:
     included = of(list, "a list of names", fields.get("include", []), "include")
     if len(included) > MAX_INCLUDED:
         raise InvalidRequest(f"include has {len(included)} entries; the limit is {MAX_INCLUDED}", param="include")
@@ -148,7 +149,7 @@ def _logprobs(fields: dict[str, Any], is_allowed: bool) -> int | None:
     is_wanted = LOGPROBS in included
     num_top = integer(fields, "top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
     if is_wanted or num_top:
-        check_may_use_logprobs(is_allowed, "include" if is_wanted else "top_logprobs")
+        check_may_see_logprobs(rights, num_images, "include" if is_wanted else "top_logprobs")
     if num_top and not is_wanted:
         raise InvalidRequest(f"top_logprobs goes with include: ['{LOGPROBS}']; send both", param="top_logprobs")
     return num_top if is_wanted else None

@@ -38,7 +38,7 @@ async def _respond(call: Call) -> Answer | None:
         tenant=call.tenant,
         fallback=fallback,
         limits=front.limits,
-        may_use_logprobs=front.authenticator.may_use_logprobs(call.tenant),
+        logprobs=front.authenticator.logprob_rights(call.tenant),
     )
     request = front.admit(asked.request, front.service.chats.chat_models(), call.visit)
     response = Response(request, "", echoed=asked.echoed)

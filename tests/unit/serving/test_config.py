@@ -111,6 +111,9 @@ def test_unknown_key_in_a_list_is_refused_with_its_place(item: dict[str, Any]) -
         ("media", "allowed_hosts", ["example.org", "10.0.0.1"]),
         ("media", "allowed_hosts", ["*"]),
         ("limits", "max_images", 10**9),
+        ("guard", "watch_at", 1.0),
+        ("guard", "suspect_at", 0.2),
+        ("guard", "screen", "on"),
     ],
 )
 def test_value_of_a_wrong_type_or_range_is_refused_by_name(section: str, key: str, value: Any) -> None:
@@ -132,6 +135,7 @@ def test_value_of_a_wrong_type_or_range_is_refused_by_name(section: str, key: st
         {"tenants": [{"name": "t"}, {"name": "t"}]},
         {"tenants": [{"name": "t", "api_key_sha256": ["not a digest"]}]},
         {"tenants": [{"name": "a", "api_key_sha256": [DIGEST]}, {"name": "b", "api_key_sha256": [DIGEST]}]},
+        {"tenants": [{"name": "t", "guard": "on"}]},
         {"http": None},
         {"http": []},
         {"profile": "laptop"},

@@ -416,25 +416,31 @@ Global___ClassifyResult: _TypeAlias = ClassifyResult  # noqa: Y015
 
 @_typing.final
 class Guard(_message.Message):
-    """Verdict of the guard on an input."""
+    """Verdict of the guard on a request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SCORE_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """0 (ordinary) to 1 (certainly crafted); absent when no guard looked at the request."""
+    """0 (ordinary) to 1 (certainly crafted)."""
     action: _builtins.str
-    """What was done about it, for example "none" or "capped"."""
+    """What was done about it: "normal" (nothing), "watched", "deprioritised" or "capped"."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What speaks against it, the strongest first."""
+
     def __init__(
         self,
         *,
         score: _builtins.float | None = ...,
         action: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "action", b"action", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "action", b"action", "reasons", b"reasons", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
@@ -530,7 +536,7 @@ class Report(_message.Message):
 
     @_builtins.property
     def guard(self) -> Global___Guard:
-        """The guard's verdict."""
+        """The guard's verdict; absent when no guard looked at the request."""
 
     @_builtins.property
     def degradation(self) -> Global___Degradation:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from typer.testing import CliRunner, Result
 from models.registry import find
 from serving.client.exits import Exit
 from serving.client.pictures import Drawing
-from serving.domain import ImagePart
+from serving.domain import GuardBlock, ImagePart
 from serving.errors import BackendError, EngineFailed, InvalidImage, QueueFull
 from serving.front.auth import Authenticator
 from serving.tasks.chat.cli import register
@@ -101,6 +102,15 @@ def test_options_reach_the_server(door: ServedDoor) -> None:
     assert said(request.messages[0]) == "Be_brief"
     assert (request.sampling.max_tokens, request.sampling.temperature) == (2, 0.5)
     assert (request.budget.latency_ms, request.budget.energy_j) == (900, 3)
+
+
+def test_answer_that_the_guard_cut_off_says_so_and_why(door: ServedDoor) -> None:
+    guard: GuardBlock = {"score": 0.999, "action": "capped", "reasons": ["length", "confirmed"]}
+    door.service.report = replace(door.service.report, guard=guard)
+    result = vireo("chat", "Hello", "--max-tokens", "2", "--stats", "--url", door.url)
+    note, stats = result.stderr.splitlines()
+    assert note == "the guard cut the answer off at 2 tokens, for the image looks crafted (length, confirmed)"
+    assert stats.endswith(" · guard capped (length, confirmed)")
 
 
 def test_stats_are_a_line_on_standard_error(door: ServedDoor) -> None:

@@ -70,7 +70,7 @@ async def test_classify_answers_with_results_report_and_id() -> None:
     assert not first.HasField("error")
     assert (second.index, second.error.code, second.label) == (1, "unsupported_media_type", "")
     assert (reply.vireo.operating_point, reply.vireo.energy_j, reply.vireo.cache) == ("fast", 0.25, "miss")
-    assert (list(reply.vireo.degraded), reply.vireo.guard.action) == (["exit_threshold"], "none")
+    assert (list(reply.vireo.degraded), reply.vireo.guard.action) == (["exit_threshold"], "normal")
     assert not reply.HasField("error")
 
 

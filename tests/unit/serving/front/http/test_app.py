@@ -99,7 +99,7 @@ async def test_classify_answers_in_the_documented_shape(openapi: Any) -> None:
         "cache": "miss",
         "degraded": ["exit_threshold"],
         "degradation": None,
-        "guard": {"score": 0.0, "action": "none"},
+        "guard": {"score": 0.0, "action": "normal", "reasons": []},
     }
 
 

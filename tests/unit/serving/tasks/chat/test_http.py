@@ -261,7 +261,7 @@ async def test_whole_answer_has_the_documented_shape() -> None:
     assert [choice["index"] for choice in document["choices"]] == [0, 1]
     assert document["choices"][1]["message"] == {"role": "assistant", "content": TEXT, "refusal": None}
     assert document["usage"]["prompt_tokens_details"] == {"cached_tokens": 4, "image_tokens": 0}
-    assert document["vireo"]["guard"] == {"score": 0.0, "action": "none"}
+    assert document["vireo"]["guard"] == {"score": 0.0, "action": "normal", "reasons": []}
 
 
 def gates(*positions: int) -> dict[int, asyncio.Event]:

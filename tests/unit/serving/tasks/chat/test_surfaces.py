@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from grpc import StatusCode
 
 from serving import errors
-from serving.domain import ImagePart
+from serving.domain import GuardBlock, ImagePart
 from serving.errors import ServingError
 from serving.front.auth import Authenticator
 from serving.front.status import TABLE
@@ -111,8 +112,20 @@ async def test_answer_has_text_reasons_usage_and_report(surface: Any) -> None:
     assert outcome.reasons == ("stop",)
     assert outcome.usage == {"prompt_tokens": 26, "completion_tokens": 5, "image_tokens": 16, "cached_tokens": 4}
     assert outcome.operating_point == "fast"
-    assert door.service.chats_open == door.service.chats_cut == 0
-    assert (await surface(door, Chat(max_tokens=2))).reasons == ("length",)
+
+
+VERDICTS: dict[str, GuardBlock] = {
+    "none": {},
+    "normal": {"score": 0.5, "action": "normal", "reasons": []},
+    "capped": {"score": 0.999, "action": "capped", "reasons": ["length", "confirmed"]},
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+async def test_every_surface_tells_the_guards_verdict(name: str, surface: Any) -> None:
+    door = FrontDoor()
+    door.service.report = replace(door.service.report, guard=VERDICTS[name])
+    assert (await surface(door, Chat(user("Look", GOOD_PNG)))).guard == VERDICTS[name]
 
 
 async def test_several_answers_are_bounded(choosing: Any) -> None:
@@ -293,6 +306,19 @@ async def test_probabilities_are_open_to_the_tenants_that_the_operator_trusts(su
     assert outcome.logprobs == WORDS
     sampling = keyed.service.chats[0].sampling
     assert (sampling.logprobs, dict(sampling.logit_bias)) == (3, {5: -100.0})
+
+
+async def test_probabilities_of_answers_about_images_need_a_right_of_their_own(surface: Any, keyed: FrontDoor) -> None:
+    refused = await surface(keyed, Chat(user("Look", GOOD_PNG), logprobs=1, headers=ADA))
+    assert_refused(refused, "feature_not_allowed")
+    assert "image_logprobs" in refused.message
+    assert not keyed.service.chats
+    door = FrontDoor(
+        authenticator=Authenticator(KEYS, False, logprobs_tenants=["ada"], image_logprobs_tenants=["ada", "bob"])
+    )
+    assert (await surface(door, Chat(user("Look", GOOD_PNG), logprobs=1, headers=ADA))).logprobs == WORDS
+    closed = await surface(door, Chat(user("Look", GOOD_PNG), logprobs=1, headers=BOB))
+    assert "allow_logprobs" in closed.message, "the right to images alone opens nothing"
 
 
 BAD_PROBABILITIES = {

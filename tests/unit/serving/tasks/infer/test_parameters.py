@@ -25,7 +25,7 @@ def test_report_travels_as_parameters() -> None:
     parameters = report_parameters(make_report())
     assert parameters["vireo_operating_point"] == "fast"
     assert parameters["vireo_degraded"] == "exit_threshold"
-    assert parameters["vireo_guard"] == '{"score":0.0,"action":"none"}'
+    assert parameters["vireo_guard"] == '{"score":0.0,"action":"normal","reasons":[]}'
     assert len(parameters) == 8
 
 
