@@ -43,7 +43,8 @@ class Attack:
     def label(self) -> str:
         """The same for attacks that may go on from one another's state."""
         pictures = zlib.crc32(self.clean.tobytes(), zlib.crc32(repr([list(one) for one in self.prompts]).encode()))
-        return f"{self.recipe.summary}, seed {self.seed}, cap {self.max_tokens}, every {self.every}, {pictures:08x}"
+        names = (self.victim.weights[:16], self.recipe.label, f"seed {self.seed}", f"cap {self.max_tokens}")
+        return ", ".join((*names, f"every {self.every}", f"pictures {pictures:08x}"))
 
     def begin(self) -> State:
         """Nothing done yet but to ask for ordinary answers."""
@@ -68,17 +69,16 @@ class Attack:
         """One iteration of ``num_iterations``, in place; False where nothing is left to do. A control has none, and is
         measured once."""
         rows = self._open_rows(state)
-        is_control = self.recipe.make is None and self.recipe.score is None
-        if not rows or state.iteration >= (1 if is_control else num_iterations):
+        if not rows or state.iteration >= (1 if self.recipe.is_control else num_iterations):
             return False
         started = time.process_time()
-        if not is_control:
+        if not self.recipe.is_control:
             gradient, losses = self._ascent(state, rows) if self.recipe.score else self._gradient(state, rows)
             self._step(state, gradient, rows)
             by_row = dict(zip(rows, losses, strict=True))
             state.losses.append([by_row.get(row) for row in range(len(self.clean))])
         state.iteration += 1
-        if is_control or state.iteration % self.every == 0 or state.iteration == num_iterations:
+        if self.recipe.is_control or state.iteration % self.every == 0 or state.iteration == num_iterations:
             self._look(state, rows)
         state.cpu_s += time.process_time() - started
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 
 from loadtest.adversarial import objectives
@@ -34,6 +34,27 @@ class Recipe:
     num_samples: int = 0
     counts_words: bool = False
     keeps_text: bool = False
+
+    @property
+    def is_control(self) -> bool:
+        """Not optimised."""
+        return self.make is None and self.score is None
+
+    @property
+    def objective(self) -> str:
+        """By its name: what is descended."""
+        if self.make is not None:
+            return self.make.__name__
+        return "none" if self.score is None else str(self.score)
+
+    @property
+    def label(self) -> str:
+        """Everything that decides where it goes."""
+        others = [f"{one.name} {getattr(self, one.name)}" for one in fields(self) if one.name not in _NAMED_OTHERWISE]
+        return ", ".join([f"objective {self.objective}", *others])
+
+
+_NAMED_OTHERWISE = {"summary", "make", "score"}
 
 
 RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(

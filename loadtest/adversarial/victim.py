@@ -30,6 +30,7 @@ from models.families.texthawk2.modeling import TextHawk2ForConditionalGeneration
 from models.families.texthawk2.prompt import PromptBuilder
 from models.families.texthawk2.tiling import Grid, TilingLimits, best_grid
 from models.families.texthawk2.vision import read_levels
+from models.identity import checkpoint_sha256
 from models.registry import find
 
 Pictures = NDArray[np.uint8]
@@ -51,19 +52,25 @@ class Sampling:
 class Answer:
     """What came out. ``tokens``: without the end, which ``is_ended`` says was reached.
 
-    ``end_probabilities``: of the end at each step, the last included; ``top_divergences``: KL(uniform || the most
-    probable ``TOP_LOGPROBS``, normalised) at each step, what a caller learns from probabilities.
+    ``log_p_ends``: natural logarithm of the end's probability at each step, the step that ended the answer included;
+    ``top_divergences``: KL(uniform || the most probable ``TOP_LOGPROBS``, normalised) at each step, what a caller
+    learns from probabilities.
     """
 
     tokens: list[int] = field(default_factory=list)
     is_ended: bool = False
-    end_probabilities: list[float] = field(default_factory=list)
+    log_p_ends: list[float] = field(default_factory=list)
     top_divergences: list[float] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
         """Tokens that were paid for, the end excepted."""
         return len(self.tokens)
+
+    @property
+    def end_probabilities(self) -> list[float]:
+        """Of the end at each step."""
+        return [math.exp(value) for value in self.log_p_ends]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +104,13 @@ class Trace:
 
 
 class Victim:
-    """A network with its tokenizer. Weights are frozen."""
+    """A network with its tokenizer. Weights are frozen. ``weights``: SHA-256 of their files."""
 
-    def __init__(self, network: TextHawk2ForConditionalGeneration, prompts: PromptBuilder) -> None:
+    def __init__(self, network: TextHawk2ForConditionalGeneration, prompts: PromptBuilder, weights: str) -> None:
         self.network = network.requires_grad_(False)
         self.network.train(False)
         self.prompts = prompts
+        self.weights = weights
         config = network.config
         assert isinstance(config, TextHawk2Config)
         self.config = config
@@ -208,9 +216,9 @@ class Victim:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-            probabilities = logits.float().softmax(-1)
-            chosen = probabilities.argmax(-1) if draw is None else draw(probabilities)
-            kept = self._note(answers, rows, probabilities, chosen)
+            logs = logits.float().log_softmax(-1)
+            chosen = logs.argmax(-1) if draw is None else draw(logs.exp())
+            kept = self._note(answers, rows, logs, chosen)
             if not kept:
                 break
             if len(kept) < len(rows):
@@ -222,14 +230,14 @@ class Victim:
             positions = positions[:, -1:] + 1
         return answers
 
-    def _note(self, answers: list[Answer], rows: list[int], probabilities: Tensor, chosen: Tensor) -> list[int]:
-        """Write a step down; returns which of ``rows`` go on."""
-        ends = probabilities[:, self.end_id].tolist()
-        divergences = top_divergence(probabilities).tolist()
+    def _note(self, answers: list[Answer], rows: list[int], logs: Tensor, chosen: Tensor) -> list[int]:
+        """Write a step down; returns which of ``rows`` go on. ``logs``: of probabilities."""
+        ends = logs[:, self.end_id].tolist()
+        divergences = top_divergence(logs.exp()).tolist()
         kept = []
         for index, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             answer = answers[row]
-            answer.end_probabilities.append(ends[index])
+            answer.log_p_ends.append(ends[index])
             answer.top_divergences.append(divergences[index])
             answer.is_ended = token == self.end_id
             if not answer.is_ended:
@@ -267,6 +275,6 @@ def load_victim(model_id: str) -> Victim:
     Raises: ValueError: unknown, not of the family, or without weights.
     """
     family, variant = find(model_id)
-    if family.name != FAMILY or family.build is None:
-        raise ValueError(f"{model_id} is of the family {family.name}; these attacks are written for {FAMILY}")
-    return Victim(family.build.load()(variant), family.part("prompts")(variant))
+    if family.name != FAMILY or family.build is None or variant.weights is None:
+        raise ValueError(f"{model_id} is of the family {family.name}; these attacks are for {FAMILY} with weights")
+    return Victim(family.build.load()(variant), family.part("prompts")(variant), checkpoint_sha256(variant.weights))

@@ -22,13 +22,14 @@ import numpy as np
 
 from loadtest.adversarial.figures import ratio_of_means, share
 from loadtest.adversarial.perturbation import EPS
-from loadtest.adversarial.pictures import cases
+from loadtest.adversarial.pictures import Case, cases
 from loadtest.adversarial.recipes import RECIPES
 from loadtest.adversarial.runs import Plan, Record, run, wait_while
 from loadtest.adversarial.tables import dearest_table, exits_table, experts_table
 from loadtest.adversarial.victim import Victim, load_victim
 from models.registry import families
 from tests.benchmarks.common import (
+    QUICK_RESULTS,
     ROOT,
     markdown_table,
     out_dir,
@@ -39,13 +40,16 @@ from tests.benchmarks.common import (
 )
 
 RUNS = ROOT / "out" / "adversarial"
+QUICK_RUNS = QUICK_RESULTS / "adversarial"
+CALLS_FILE = "calls.json"
+"""In a run's folder: provenance of each call that worked on it."""
+UNSHOWN = ("token_ids", "log_p_ends", "clean_token_ids", "clean_log_p_ends")
+"""Of a record: in the run's folder alone, for they are long."""
 TASKS = {
     "texthawk2-nano": ("word", "caption", "ground_shape"),
     "texthawk2-nano-verbose": ("verbose-caption", "verbose-description", "verbose-list"),
 }
 """Prompt classes by model: of the reader, a short answer, a sentence, a box."""
-BLACK_BOX_ITERATIONS = 6
-"""An iteration of a black box is eight answers a picture, or more than ten of one with weights."""
 WORKS = 2.0
 """Times as long, from which a picture is kept."""
 CAP = 512
@@ -58,8 +62,9 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(PARTS), action="append", help="this part anew (may be repeated)")
     parser.add_argument("--model", action="append", help="chat model (may be repeated; default: all that are here)")
     parser.add_argument("--attack", action="append", choices=sorted(RECIPES), help="this attack (may be repeated)")
-    parser.add_argument("--pictures", type=int, default=4, help="of each prompt class")
+    parser.add_argument("--pictures", type=int, default=17, help="of each prompt class")
     parser.add_argument("--iterations", type=int, default=60, help="of attackers with weights")
+    parser.add_argument("--blind-iterations", type=int, default=12, help="of attackers that only ask: eight answers")
     parser.add_argument("--pause-while", type=Path, metavar="FILE", help="wait while this file is there")
     args = parser.parse_args()
     folder = out_dir(args)
@@ -75,41 +80,58 @@ def main() -> None:
 
 
 def images(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Every attack on every prompt class of every model; other models' records stay as they were."""
+    """Every attack on every prompt class of every model; other models' and attacks' records stay as they were."""
     models = args.model or [model for model in TASKS if model in _known()]
-    records = [Record(**one) for one in before.get("records", []) if not _is_redone(one, models, args.attack)]
+    redone = [(model, attack) for model in models for attack in args.attack or RECIPES]
+    records = [Record(**one) for one in before.get("records", []) if (one["model"], one["attack"]) not in redone]
+    calls = [one for one in before.get("calls", []) if (one["model"], one["attack"]) not in redone]
+    now = provenance("attacks")
     for model in models:
         victim = load_victim(model)
         for attack in args.attack or RECIPES:
-            records += _attacked(args, victim, model, attack)
-    _keep_pictures(out_dir(args) / "attacks", records)
-    return {"cap": CAP, "records": [_plain(record) for record in records], "rows": list(rows(records))}
+            plan, chosen = _planned(args, victim, model, attack)
+            folder = (QUICK_RUNS if args.quick else RUNS) / f"{plan.iterations}x{len(chosen)}" / model / attack
+            done = _attacked(args, victim, plan, chosen, folder, now)
+            _keep_picture(out_dir(args) / "attacks", folder, done)
+            records += done
+            made_by = json.loads((folder / CALLS_FILE).read_text())
+            calls.append({"model": model, "attack": attack, "weights": victim.weights, "calls": made_by})
+    order = {attack: place for place, attack in enumerate(RECIPES)}
+    records.sort(key=lambda one: (one.model, order[one.attack], one.index))
+    calls.sort(key=lambda one: (one["model"], order[one["attack"]]))
+    return {"cap": CAP, "calls": calls, "records": [_plain(record) for record in records], "rows": list(rows(records))}
 
 
 def _known() -> set[str]:
     return {variant.id for family in families().values() for variant in family.variants}
 
 
-def _is_redone(one: Mapping[str, Any], models: Sequence[str], attacks: Sequence[str] | None) -> bool:
-    return one["model"] in models and (attacks is None or one["attack"] in attacks)
-
-
-def _attacked(args: argparse.Namespace, victim: Victim, model: str, attack: str) -> list[Record]:
+def _planned(args: argparse.Namespace, victim: Victim, model: str, attack: str) -> tuple[Plan, list[Case]]:
     is_blind = RECIPES[attack].score is not None
-    iterations = 2 if args.quick else min(args.iterations, BLACK_BOX_ITERATIONS) if is_blind else args.iterations
+    iterations = 2 if args.quick else min(args.iterations, args.blind_iterations) if is_blind else args.iterations
     plan = Plan(model=model, attack=attack, iterations=iterations, every=10, seed=SEED, cap=CAP)
     tasks, count = (TASKS[model][:1], 2) if args.quick else (TASKS[model], args.pictures)
-    chosen = [case for task in tasks for case in cases(task, count, seed=SEED, limits=victim.limits)]
+    return plan, [case for task in tasks for case in cases(task, count, seed=SEED, limits=victim.limits)]
+
+
+def _attacked(
+    args: argparse.Namespace, victim: Victim, plan: Plan, chosen: Sequence[Case], folder: Path, now: Mapping[str, Any]
+) -> list[Record]:
+    """Finish the run of ``folder``; what worked on it, before and now, is beside it."""
     began_s = time.monotonic()
-    folder = RUNS / f"{iterations}x{len(chosen)}" / model / attack
+    file, is_over = folder / CALLS_FILE, len(list(folder.glob("[0-9][0-9].json"))) == len(chosen)
+    made_by = json.loads(file.read_text()) if file.is_file() else []
+    if not is_over or not made_by:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps([*made_by, now], indent=1) + "\n")
     done = run(plan, victim, chosen, folder, hold=lambda: wait_while(args.pause_while))
-    lengths = ", ".join(f"{one.clean_tokens}->{one.tokens}" for one in done)
-    print(f"{model} {attack}: {lengths} ({time.monotonic() - began_s:.0f} s)", flush=True)
+    lengths = ", ".join(f"{one.clean_length}->{one.length}" for one in done)
+    print(f"{plan.model} {plan.attack}: {lengths} ({time.monotonic() - began_s:.0f} s)", flush=True)
     return done
 
 
 def _plain(record: Record) -> dict[str, Any]:
-    return asdict(record)
+    return {name: value for name, value in asdict(record).items() if name not in UNSHOWN}
 
 
 def rows(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
@@ -127,8 +149,7 @@ def rows(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
 
 
 def _row(chosen: Sequence[Record], paid: Sequence[Record]) -> dict[str, Any]:
-    """Lengths with their ends, so that an empty answer counts as one token."""
-    after, before = [one.tokens + 1 for one in chosen], [one.clean_tokens + 1 for one in chosen]  # with their ends
+    after, before = [one.length for one in chosen], [one.clean_length for one in chosen]
     return {
         "pictures": len(chosen),
         "clean_tokens": float(np.mean(before)),
@@ -142,22 +163,18 @@ def _row(chosen: Sequence[Record], paid: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _keep_pictures(folder: Path, records: Sequence[Record]) -> None:
-    """Of each attack that works, the picture whose answer grew most; the others are made again by the command."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
-    longest: dict[str, Record] = {}
-    for one in records:
-        kept = longest.setdefault(one.attack, one)
-        longest[one.attack] = max(kept, one, key=lambda record: record.amplification)
-    for one in longest.values():
-        if one.amplification < WORKS or one.iterations == 0:  # fails, or is a control
-            continue
-        found = sorted(RUNS.glob(f"*/{one.model}/{one.attack}/{one.index:02d}.png"))
-        if found:
-            newest = max(found, key=lambda path: path.stat().st_mtime)
-            shutil.copyfile(newest, folder / f"{one.model}-{one.attack}-{one.task}-{one.index:02d}.png")
+def _keep_picture(kept: Path, folder: Path, done: Sequence[Record]) -> None:
+    """Of a run that works, the picture whose answer grew most, of those that a shared patch never saw if it is one; the
+    others are made again by the command."""
+    kept.mkdir(parents=True, exist_ok=True)
+    longest = max([one for one in done if one.is_held_out] or done, key=lambda record: record.amplification)
+    of_run = f"{longest.model}-{longest.attack}"
+    for task in TASKS[longest.model]:
+        for old in kept.glob(f"{of_run}-{task}-[0-9][0-9].png"):
+            old.unlink()
+    is_control = RECIPES[longest.attack].is_control
+    if longest.amplification >= WORKS and not is_control:
+        shutil.copyfile(folder / f"{longest.index:02d}.png", kept / f"{of_run}-{longest.task}-{longest.index:02d}.png")
 
 
 # -- other models ----------------------------------------------------------------------------------------------------
@@ -191,7 +208,8 @@ PARTS: dict[str, Callable[[argparse.Namespace, Mapping[str, Any]], dict[str, Any
 
 def shown(document: Mapping[str, Any]) -> str:
     """Tables of the parts that are there; printed, too."""
-    tables = [table for name, table in _TABLES.items() if name in document for table in table(document[name])]
+    tables = [one for name, tables_of in _TABLES.items() if name in document for one in tables_of(document[name])]
+    tables.append(_calls_table(document))
     texts = []
     for title, header, cells in tables:
         print(f"\n{title}")
@@ -223,7 +241,26 @@ def _images_tables(part: Mapping[str, Any]) -> Iterator[Table]:
             for row in part["rows"]
             if row["model"] == model
         ]
-        yield f"**{model}**, greedy, at most {part['cap']} tokens, no guard", header, cells
+        weights = next(run["weights"] for run in part["calls"] if run["model"] == model)
+        yield f"**{model}** ({weights[:12]}), greedy, at most {part['cap']} tokens, no guard", header, cells
+
+
+def _calls_table(document: Mapping[str, Any]) -> Table:
+    """Which call measured which rows: of pictures by model and attack, of the other parts whole."""
+    runs = [(f"{run['model']} {run['attack']}", run["calls"]) for run in document.get("images", {}).get("calls", [])]
+    runs += [(name, [document[name]["of"]]) for name in PARTS if name in document and name != "images"]
+    cells: list[list[object]] = [
+        [
+            name,
+            call["date"],
+            call["commit"],
+            f"{call['hardware']['cores']} cores of {call['hardware']['cpu']}",
+            f"`{call['command']}`",
+        ]
+        for name, calls in runs
+        for call in calls
+    ]
+    return "**Measured by**", ["rows", "date", "commit", "processor", "command"], cells
 
 
 def _exits_tables(part: Mapping[str, Any]) -> Iterator[Table]:

@@ -22,7 +22,7 @@ def make_victim(folder: Path) -> Victim:
     make_model_folder(folder)
     network = TextHawk2ForConditionalGeneration.from_pretrained(folder)
     network.config.text_config.pad_token_id = 0
-    victim = Victim(network, PromptBuilder.from_dir(folder))
+    victim = Victim(network, PromptBuilder.from_dir(folder), weights="made on the spot")
     picture = make_pictures(1)
     (trace,) = victim.trace(as_pixels(picture), [victim.prompt(QUESTIONS[0], TILE, TILE)], [[victim.end_id]])
     place = trace.predicting_places[0]

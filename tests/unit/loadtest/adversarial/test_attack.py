@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +133,8 @@ def test_a_black_box_takes_no_gradient_and_looks_at_no_weights(
 
 
 def test_lengths_alone_are_all_that_a_black_box_without_probabilities_reads() -> None:
-    told = Answer(tokens=[1, 2, 3], is_ended=True, end_probabilities=[0.1, 0.2, 0.3, 0.9], top_divergences=[1.0] * 4)
+    ends = [math.log(p) for p in (0.1, 0.2, 0.3, 0.9)]
+    told = Answer(tokens=[1, 2, 3], is_ended=True, log_p_ends=ends, top_divergences=[1.0] * 4)
     silent = Answer(tokens=[1, 2, 3], is_ended=True)
     assert Score(uses_probabilities=False)(told) == Score(uses_probabilities=False)(silent) == 3.0
     score = Score(uses_probabilities=True, end_weight=10.0, top_weight=2.0, fading=0.5)

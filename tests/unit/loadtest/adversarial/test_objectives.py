@@ -95,7 +95,7 @@ def test_delayed_end_is_the_survival_and_keeps_its_gradient_where_the_end_is_cer
 
 
 def test_lingoloop_weighs_the_end_by_the_kind_before() -> None:
-    answers = [Answer(tokens=[1, 2, 1], is_ended=True, end_probabilities=[0.0, 0.1, 0.6, 0.3])]
+    answers = [Answer(tokens=[1, 2, 1], is_ended=True, log_p_ends=[-math.inf, *map(math.log, (0.1, 0.6, 0.3))])]
     weights, usual = objectives.end_weights(answers, lambda token: "odd" if token % 2 else "even")
     assert weights == pytest.approx({"odd": 0.25, "even": 0.75})  # means .2 and .6
     assert usual == pytest.approx(0.75)

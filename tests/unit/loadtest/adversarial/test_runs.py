@@ -15,7 +15,7 @@ from loadtest.adversarial.estimate import estimate
 from loadtest.adversarial.figures import ratio_of_means, share
 from loadtest.adversarial.perturbation import Patch
 from loadtest.adversarial.pictures import Case, cases
-from loadtest.adversarial.runs import STATE_FILE, Plan, read_records, run
+from loadtest.adversarial.runs import Plan, batches, read_records, run, state_file
 from loadtest.adversarial.victim import Victim
 from models.families.texthawk2.tiling import PUBLISHED
 from tests.support.chat_models import TILE
@@ -42,8 +42,30 @@ def test_a_run_records_what_a_server_would_see(victim: Victim, tmp_path: Path) -
         assert record.largest_change == np.abs(picture.astype(int) - case.picture).max() <= 8
         assert record.attacker_j == pytest.approx(4.0 * record.attacker_cpu_s, abs=1e-2)
         assert record.attacker_cpu_s > 0
-        assert record.amplification == (record.tokens + 1) / (record.clean_tokens + 1)
+        assert (list(record.token_ids), len(record.log_p_ends)) == (answer.tokens, record.length)
+        np.testing.assert_allclose(record.log_p_ends, answer.log_p_ends, atol=1e-3)
+        (clean,) = victim.answer(case.picture[None], [victim.prompt(case.question, TILE, TILE)], max_tokens=16)
+        assert (list(record.clean_token_ids), len(record.clean_log_p_ends)) == (clean.tokens, record.clean_length)
+        assert record.length == answer.num_tokens + answer.is_ended <= 16
+        assert record.amplification == record.length / record.clean_length
         assert len(record.losses) == record.iterations
+
+
+def test_batches_hold_every_picture_once() -> None:
+    assert [list(part) for part in batches(7, 3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert sorted(index for part in batches(51, 17) for index in part) == list(range(51))
+
+
+def test_batches_are_attacked_apart_and_recorded_together(victim: Victim, tmp_path: Path) -> None:
+    noise = replace(PLAN, attack="noise", batch=2)
+    records = run(noise, victim, chosen(3), tmp_path)
+    assert [record.index for record in records] == [0, 1, 2]
+    assert [record.batch for record in records] == [2, 1, 2]
+    assert read_records(tmp_path) == records
+    changes = [
+        np.asarray(Image.open(tmp_path / f"{i:02d}.png")).astype(int) - case.picture for i, case in enumerate(chosen(3))
+    ]
+    assert not (changes[0] == changes[1]).all(), "each picture has noise of its own"
 
 
 def test_a_run_that_is_over_computes_nothing_anew(victim: Victim, tmp_path: Path) -> None:
@@ -51,7 +73,7 @@ def test_a_run_that_is_over_computes_nothing_anew(victim: Victim, tmp_path: Path
     stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert run(PLAN, victim, chosen(), tmp_path) == first
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
-    assert STATE_FILE in stamps
+    assert state_file(0) in stamps
 
 
 def test_a_patch_is_made_on_one_half_and_judged_on_the_other(
@@ -106,12 +128,21 @@ def test_ratios_are_of_means_and_hold_their_value() -> None:
     assert share([True, False])["value"] == 0.5
 
 
-def test_a_folder_of_another_run_is_refused(victim: Victim, tmp_path: Path) -> None:
+def test_a_folder_of_another_run_is_refused(victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(PLAN, victim, chosen(1), tmp_path)
     with pytest.raises(ValueError, match="of another run"):
         run(replace(PLAN, seed=6), victim, chosen(1), tmp_path)
     with pytest.raises(ValueError, match="of another run"):
         run(PLAN, victim, chosen(2), tmp_path)
+    other = Victim(victim.network, victim.prompts, weights="others")
+    with pytest.raises(ValueError, match="of another run"):
+        run(PLAN, other, chosen(1), tmp_path)
+    recipe = recipes.RECIPES["delayed-eos"]
+    for changed in (replace(recipe, step=0.1), replace(recipe, make=recipes.RECIPES["lingoloop"].make)):
+        with monkeypatch.context() as patched:
+            patched.setattr("loadtest.adversarial.runs.RECIPES", {"delayed-eos": changed})
+            with pytest.raises(ValueError, match="of another run"):
+                run(PLAN, victim, chosen(1), tmp_path)
     longer = run(replace(PLAN, iterations=5), victim, chosen(1), tmp_path)
     assert longer[0].is_at_cap or longer[0].iterations == 5
 
