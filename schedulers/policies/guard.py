@@ -56,11 +56,13 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """``p_values``: by detector, each in (0, 1]. ``is_replay``: of a picture that was confirmed before.
-    ``is_confirmed``: None while nobody has looked."""
+    """``p_values``: by detector, each in (0, 1]. ``is_replay``: of a picture that was confirmed before. ``is_stream``:
+    one of many nearly equal pictures of its tenant, as who has no weights must send. ``is_confirmed``: None while
+    nobody has looked."""
 
     p_values: Mapping[str, float] = field(default_factory=dict)
     is_replay: bool = False
+    is_stream: bool = False
     is_confirmed: bool | None = None
 
 
@@ -73,6 +75,7 @@ class Verdict(NamedTuple):
 
 
 REPLAY = "replay"
+STREAM = "stream"
 CONFIRMED = "confirmed"
 
 
@@ -96,10 +99,12 @@ def decide(evidence: Evidence, rules: Rules) -> Verdict:
     reasons = tuple(name for name, one in sorted(evidence.p_values.items(), key=lambda item: item[1]) if one <= alone)
     if evidence.is_replay:
         return Verdict(Action.CAPPED, 1.0, (REPLAY, *reasons))
+    if evidence.is_confirmed and p <= rules.suspect_at:
+        return Verdict(Action.CAPPED, 1.0 - p, (*reasons, CONFIRMED))
+    if evidence.is_stream:
+        return Verdict(Action.DEPRIORITISED, 1.0 - min(p, rules.suspect_at), (STREAM, *reasons))
     if p > rules.watch_at:
         return Verdict(Action.NORMAL, 1.0 - p)
     if p > rules.suspect_at:
         return Verdict(Action.WATCHED, 1.0 - p, reasons)
-    if evidence.is_confirmed:
-        return Verdict(Action.CAPPED, 1.0 - p, (*reasons, CONFIRMED))
     return Verdict(Action.DEPRIORITISED, 1.0 - p, reasons)

@@ -24,6 +24,8 @@ JOB_MARK_TTL_S: Final = 48 * 3600
 CHARGE_MARK_TTL_S: Final = 300
 """How long it is remembered that a charge was made, lest it be made again when its answer was lost."""
 PROBE_TTL_S: Final = 10
+QUERIES_TTL_S: Final = 3600
+"""How long it is remembered what pictures a tenant sent last, after the last one."""
 
 
 def result(tenant: str, digest: str) -> str:
@@ -66,6 +68,28 @@ def tenants(owner: str) -> tuple[str, str, str]:
     them. ``owner``: of a deployment. No tenant's tag is theirs, whose slash would be quoted."""
     tag = f"{PREFIX}:{{/tenants}}:{owner}"
     return f"{tag}:records", f"{tag}:log", f"{tag}:base"
+
+
+def guard(owner: str) -> tuple[str, str]:
+    """Quarantined pictures of all tenants: their ids (a sorted set, by when they expire, Unix s) and the log of what
+    was done to them (a stream)."""
+    tag = f"{PREFIX}:{{/guard}}:{owner}"
+    return f"{tag}:index", f"{tag}:log"
+
+
+def guard_entry(owner: str, entry_id: str) -> str:
+    """A quarantined picture. Value: a sealed ``serving.guard.store.Entry``."""
+    return f"{PREFIX}:{{/guard}}:{owner}:entry:{entry_id}"
+
+
+def guard_caught(tenant: str) -> str:
+    """Ids and fingerprints of pictures that a tenant was caught with, newest first. List of sealed rows."""
+    return f"{PREFIX}:{_tag(tenant)}:guard:caught"
+
+
+def guard_queries(tenant: str) -> str:
+    """The same of the different pictures that it sent last."""
+    return f"{PREFIX}:{_tag(tenant)}:guard:queries"
 
 
 def probe() -> str:
