@@ -1,0 +1,92 @@
+"""The content of ``guard.json``: what is written is read, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from schedulers.guard.calibration import FORMAT, MIN_NUM, Group, GuardCalibration
+from schedulers.guard.conformal import NO_BOUND
+from schedulers.guard.text import Asked, TextModel
+
+
+def calibration(**groups: Group) -> GuardCalibration:
+    return GuardCalibration(
+        model="reader",
+        checkpoint_sha256="0" * 64,
+        num_benign=300,
+        text=TextModel(weights=(0.0,) * 16, intercept=3.0),
+        groups={"all": group(num=200), **groups},
+        special_ids=frozenset({7, 8}),
+    )
+
+
+def group(num: int = 120, **fields: Any) -> Group:
+    return Group(num=num, p95_tokens=40, residuals=tuple(i / num for i in range(num)), **fields)
+
+
+def test_what_is_written_is_what_is_read() -> None:
+    whole = calibration(
+        **{"free-64": group(repeat=(0.5, 0.75), special_run=(1, 2), eos=(0.0, 3.0), eos_median=(-9.0,), squeeze=(0.1,))}
+    )
+    assert GuardCalibration.from_plain(json.loads(json.dumps(whole.to_plain()))) == whole
+
+
+def test_small_and_unknown_groups_fall_back_on_all() -> None:
+    found = calibration(**{"free-64": group(), "free-16": group(num=MIN_NUM - 1)})
+    assert found.group("free-64").num == 120
+    assert found.group("free-16").num == found.group("never heard of").num == 200
+
+
+def test_text_says_group_bound_and_cap() -> None:
+    expected = calibration(**{"free-64": group()}).expected(Asked("Describe it"), max_tokens=500)
+    assert expected.group == "free-64"
+    assert expected.log_tokens == 3.0
+    assert 19 < expected.bound_tokens < 19 * 3
+    assert expected.cap_tokens == 40
+    assert calibration().expected(Asked("Describe it"), max_tokens=8).cap_tokens == 8
+    level = {"free-64": 0.0}
+    free = calibration(**{"free-64": group()}).expected(Asked("Describe it"), 500, level.__getitem__)
+    assert free.bound_tokens == NO_BOUND
+
+
+def test_censored_answers_are_those_without_a_residual() -> None:
+    assert Group(num=4, p95_tokens=1, residuals=(0.0, 1.0, 2.0)).censored == 0.25
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"num": 0, "p95_tokens": 1}, "at least 1"),
+        ({"num": 1, "p95_tokens": 0}, "at least 1"),
+        ({"num": 1, "p95_tokens": 1, "residuals": (0.0, 1.0)}, "one each at most"),
+        ({"num": 2, "p95_tokens": 1, "repeat": (1.0, 0.0)}, "not ascending"),
+        ({"num": 2, "p95_tokens": 1, "eos": (1.0,)}, "eos_median"),
+        ({"num": 2, "p95_tokens": 1, "squeeze": (float("nan"),)}, "not finite"),
+    ],
+)
+def test_groups_that_contradict_themselves_are_refused(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Group(**fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"format": FORMAT + 1}, "calibrate again"),
+        ({"groups": {}}, "no group 'all'"),
+        ({"groups": {"all": {"num": 1, "p95_tokens": 1, "colour": []}}}, "unknown fields: colour"),
+        ({"groups": {"all": {"num": True, "p95_tokens": 1}}}, "all.num"),
+        ({"groups": {"all": {"num": 1, "p95_tokens": 1, "repeat": ["x"]}}}, "all.repeat"),
+        ({"special_ids": [1.5]}, "special_ids"),
+        ({"text": {"intercept": 0.0}}, "weights is missing"),
+        ({"model": 3}, "model is 3"),
+    ],
+)
+def test_what_is_not_a_calibration_is_refused_with_the_place(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        GuardCalibration.from_plain(calibration().to_plain() | change)
+    with pytest.raises(ValueError, match="need dict"):
+        GuardCalibration.from_plain([])
