@@ -65,7 +65,7 @@ proto: install ## Regenerate the gRPC stubs.
 lock: ## Resolve requirements/cpu.in and the extra gpu into requirements/*.lock, with hashes (needs uv: pip install uv).
 	scripts/lock.sh
 
-bench-%: install ## Run one benchmark: bench-early-exit, bench-gateway, bench-chat, bench-attention, ... (docs/benchmarks).
+bench-%: install ## Run one benchmark: bench-early-exit, bench-gateway, bench-chat, bench-attention, ... (docs/benchmarks); bench-all runs each alone.
 	$(BIN)/python -m tests.benchmarks.bench_$(subst -,_,$*)
 
 fuzz: install ## Throw bad input at a system of its own for ten minutes: image files, OpenAPI, protobuf messages.

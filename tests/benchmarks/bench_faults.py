@@ -11,14 +11,22 @@ this environment. Figures are single runs: they tell seconds from milliseconds, 
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
 from pathlib import Path
 from typing import Any, cast
 
-from tests.benchmarks.common import RESULTS, ROOT, checked_out, commit, markdown_table, provenance, write_results
+from tests.benchmarks.common import (
+    ROOT,
+    checked_out,
+    commit,
+    markdown_table,
+    out_dir,
+    parser_of,
+    provenance,
+    write_results,
+)
 from tests.benchmarks.faults.harness import Figures, Scenario, Start
 
 BEFORE = "02528ce"
@@ -29,18 +37,18 @@ SCENARIOS = sorted(path.stem for path in _FOLDER.glob("*.py") if path.stem not i
 
 def main() -> None:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"scenarios; default all: {', '.join(SCENARIOS)}")
     parser.add_argument("--before", default=BEFORE, help="commit to compare with, or none; default %(default)s")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results; default docs/benchmarks")
     args = parser.parse_args()
     if unknown := set(args.names) - set(SCENARIOS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
-    rows = _earlier(args.out)
-    for name in args.names or SCENARIOS:
+    folder, names = out_dir(args), args.names or SCENARIOS
+    rows = _earlier(folder)
+    for name in names[:1] if args.quick else names:
         rows[name] = {**rows.get(name, {}), **_run(name, args.before)}
         document = {**provenance("faults"), "scenarios": rows}
-        write_results(args.out, document, _table(rows))
+        write_results(folder, document, _table(rows))
     print(_table(rows))
 
 

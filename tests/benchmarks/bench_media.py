@@ -1,6 +1,6 @@
 """Where to decode: on the event loop, in a thread, in our worker pool, or in the standard library's process pool.
 
-    python -m tests.benchmarks.bench_media      # prints two tables, writes docs/benchmarks/media.json
+    python -m tests.benchmarks.bench_media      # prints two tables, writes docs/benchmarks/media.{json,md}
 
 Every side does the same work on the same bytes: decode, hash, prepare for the model. Sides take turns within each
 round. "one" is one call at a time, "many" keeps 16 in flight. "loop gap" is the longest time that the event loop was
@@ -10,21 +10,14 @@ get one byte back.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import multiprocessing
 import os
-import platform
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,10 +26,10 @@ from PIL import Image
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.prepare import PreparedImage, prepare_encoded
+from tests.benchmarks.common import markdown_table, out_dir, parser_of, print_table, provenance, write_results
 from tests.support import media_files as files
 from tests.support.media_processors import served_processors
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "dyn-perceiver-nano"
 LIMITS = MediaLimits(tiny_pixels=0)
 NUM_WORKERS = 2
@@ -220,46 +213,20 @@ def measure_transport(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-# -- report ----------------------------------------------------------------------------------------------------------
-
-
-def facts() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False)
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?:?")
-    return {
-        "commit": commit.stdout.strip(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{os.cpu_count()} x {cpu.split(':')[1].strip()}",
-        "python": platform.python_version(),
-        "command": "python -m tests.benchmarks.bench_media " + " ".join(sys.argv[1:]),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-        "workers": NUM_WORKERS,
-        "in_flight": IN_FLIGHT,
-        "model": MODEL,
-    }
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    columns = list(rows[0])
-    widths = [max(len(c), *(len(str(row[c])) for row in rows)) for c in columns]
-    for cells in (columns, *([str(row[c]) for c in columns] for row in rows)):
-        print("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
-    print()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "media.json")
-    arguments = parser.parse_args()
-    before = facts()
-    sides_rows = asyncio.run(measure_all(arguments.rounds))
-    transport_rows = measure_transport(arguments.rounds)
-    print_table(sides_rows)
-    print_table(transport_rows)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {**before, "sides": sides_rows, "transport": transport_rows}
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    args = parser.parse_args()
+    rounds = 1 if args.quick else args.rounds
+    document = {**provenance("media"), "workers": NUM_WORKERS, "in_flight": IN_FLIGHT, "model": MODEL}
+    document |= {"sides": asyncio.run(measure_all(rounds)), "transport": measure_transport(rounds)}
+    for part in ("sides", "transport"):
+        print_table(list(document[part][0]), [list(row.values()) for row in document[part]])
+    write_results(out_dir(args), document, "\n\n".join(_page(document[part]) for part in ("sides", "transport")))
+
+
+def _page(rows: list[dict[str, Any]]) -> str:
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What one call of the early-exit scheduler costs, by number of waiting samples; and what policies do, simulated.
 
-    python tests/benchmarks/bench_scheduler.py            # prints its tables, writes docs/benchmarks/scheduler.json
-    python tests/benchmarks/bench_scheduler.py --only costs     # one part anew: costs, policies or shapes
+    python -m tests.benchmarks.bench_scheduler            # prints its tables, writes docs/benchmarks/scheduler.json
+    python -m tests.benchmarks.bench_scheduler --only costs     # one part anew: costs, policies or shapes
 
 Decision cost: a queue of N samples of 8 tenants is held at N. In turn, a full batch finishes (half of its samples
 survive) and the scheduler picks the next one; then as many samples arrive as left. Each ``handle`` call is timed alone,
@@ -18,19 +18,12 @@ saturation, and the largest gap between two tenants that wait, beside its bound 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
 import time
 from bisect import insort
 from collections.abc import Callable
-from datetime import UTC, datetime
 from heapq import heapify, heappush
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -41,8 +34,8 @@ from schedulers.lab.simulator import ExitWorld, Simulation, TraceUnit, exit_unit
 from schedulers.policies.exits import ExitConfig, ExitWork, early_exits
 from schedulers.policy import Unit
 from schedulers.types import Decision, Finish, RunSlice, Scheduler, SliceFinished, SliceResult, UnitArrived
+from tests.benchmarks.common import out_dir, parser_of, provenance
 
-ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 NUM_STAGES = 4
 #: Milliseconds (fixed, per sample) of each stage: a launch-bound GPU, something between, a small CPU.
@@ -292,18 +285,6 @@ def print_shapes(rows: list[dict[str, Any]]) -> None:
 # -- output ----------------------------------------------------------------------------------------------------------
 
 
-def hardware() -> dict[str, str | int | None]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def print_costs(rows: list[dict[str, Any]]) -> None:
     columns = ("median_us", "p99_us", "cpu_median_us", "cpu_p99_us")
     print(f"{'microseconds':>15} | {'arrival':<35} | {'batch finished':<35}")
@@ -327,34 +308,34 @@ def print_policies(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--waiting", type=int, nargs="+", default=[10, 100, 1_000, 10_000, 100_000])
     parser.add_argument("--turns", type=int, default=2_000, help="batches timed per row")
     parser.add_argument("--samples", type=int, default=4_000, help="samples per simulated trace")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="do these parts, keep the others")
     parser.add_argument("--seeds", type=int, default=3, help="traces per simulated row")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "scheduler.json")
     args = parser.parse_args()
-    document = json.loads(args.out.read_text()) if args.out.exists() else {}
-    header = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "hardware": hardware()}
-    header["command"] = " ".join(["python tests/benchmarks/bench_scheduler.py", *sys.argv[1:]])
-    header["load_average_before"] = os.getloadavg()
+    if args.quick:
+        args.waiting, args.turns, args.samples, args.seeds = [10, 100], 50, 200, 1
+    folder, origin = out_dir(args), provenance("scheduler")
+    path = folder / "scheduler.json"
+    document = json.loads(path.read_text()) if path.exists() else {}
     if "costs" in args.only:
         costs = [decision_cost(n, batch, args.turns) for batch in (16, 32) for n in args.waiting]
         floors = [floor_us(10_000, batch, args.turns) for batch in (16, 32)]
-        document["decision_cost"] = {**header, "rows": costs, "floor_at_10000": floors}
+        document["decision_cost"] = {**origin, "rows": costs, "floor_at_10000": floors}
         print_costs(costs)
         print(f"floor at 10,000 waiting: {floors}")
     if "policies" in args.only:
         policies = policy_rows(args.samples, range(args.seeds))
-        document["policies"] = {**header, "rows": policies}
+        document["policies"] = {**origin, "rows": policies}
         print_policies(policies)
     if "shapes" in args.only:
         shapes = shape_rows(args.samples // 4)
-        document["shapes"] = {**header, "rows": shapes}
+        document["shapes"] = {**origin, "rows": shapes}
         print_shapes(shapes)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({name: document[name] for name in DOCUMENT if name in document}, indent=1) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({name: document[name] for name in DOCUMENT if name in document}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

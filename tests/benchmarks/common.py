@@ -46,9 +46,18 @@ def provenance(benchmark: str) -> dict[str, Any]:
         "benchmark": benchmark,
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
-        "command": " ".join([f"python -m tests.benchmarks.bench_{benchmark.replace('-', '_')}", *sys.argv[1:]]),
+        "command": " ".join(
+            [f"python -m tests.benchmarks.bench_{benchmark.replace('-', '_')}", *_without_out(sys.argv[1:])]
+        ),
         "hardware": hardware(),
     }
+
+
+def _without_out(arguments: Sequence[str]) -> list[str]:
+    """Where the results went first says nothing about them."""
+    places = (place for place, word in enumerate(arguments) if word == "--out")
+    left_out = {beside for place in places for beside in (place, place + 1)}
+    return [word for place, word in enumerate(arguments) if place not in left_out and not word.startswith("--out=")]
 
 
 def hardware() -> dict[str, Any]:
@@ -156,9 +165,13 @@ class ForeignLoad:
         self.cores = max(0.0, (_foreign_s() - self._before_s) / elapsed_s)
 
 
-def _foreign_s() -> float:
-    """Busy seconds of all cores, without this process and its children that are over."""
+def busy_s() -> float:
+    """Seconds that all cores of this machine have been busy since it started."""
     ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     idle = ticks[3] + ticks[4]
-    own = os.times()
-    return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK") - sum(own[:4])
+    return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
+
+
+def _foreign_s() -> float:
+    """Of them, without this process and its children that are over."""
+    return busy_s() - sum(os.times()[:4])
