@@ -22,6 +22,8 @@ from loadtest.adversarial.state import State
 from loadtest.adversarial.victim import Answer, Pictures, Sampling, Victim
 
 TOP_P = 0.9
+PASS = 4
+"""Pictures of one pass with gradients."""
 _PRIME = 1_000_003
 """Keeps the seeds of iterations apart."""
 
@@ -93,20 +95,23 @@ class Attack:
     # -- ways down ---------------------------------------------------------------------------------------------------
 
     def _gradient(self, state: State, rows: Sequence[int]) -> tuple[Tensor, list[float]]:
-        """Of the objective's sum over ``rows``, and each one's loss."""
+        """Of the objective's sum over ``rows``, and each one's loss. Texts of like lengths go together, for the shorter
+        ones of a pass are padded to the longest."""
         assert self.recipe.make is not None
         objective: Objective = self.recipe.make(self.victim, state.ordinary)
-        leaf = state.theta.clone().requires_grad_()
-        pixels = self.recipe.space.pixels(as_pixels(self.clean), leaf)[list(rows)]
         texts = state.ordinary if self.recipe.keeps_text else state.last
-        forced = [objective.forced(texts[row]) for row in rows]
-        traces = self.victim.trace(pixels, [self.prompts[row] for row in rows], forced)
-        losses = []
-        for row, trace in zip(rows, traces, strict=True):
-            loss, state.weights[row] = objective.loss(trace, state.weights[row], state.iteration)
-            losses.append(loss)
-        (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
-        return gradient, [float(loss.detach()) for loss in losses]
+        forced = {row: objective.forced(texts[row]) for row in rows}
+        by_length = sorted(rows, key=lambda row: len(forced[row]))
+        gradient, losses = torch.zeros_like(state.theta), {}
+        for first in range(0, len(rows), PASS):
+            some = by_length[first : first + PASS]
+            leaf = state.theta.clone().requires_grad_()
+            pixels = self.recipe.space.pixels(as_pixels(self.clean), leaf)[some]
+            traces = self.victim.trace(pixels, [self.prompts[row] for row in some], [forced[row] for row in some])
+            for row, trace in zip(some, traces, strict=True):
+                losses[row], state.weights[row] = objective.loss(trace, state.weights[row], state.iteration)
+            gradient += torch.autograd.grad(torch.stack([losses[row] for row in some]).sum(), leaf)[0]
+        return gradient, [float(losses[row].detach()) for row in rows]
 
     def _ascent(self, state: State, rows: Sequence[int]) -> tuple[Tensor, list[float]]:
         """The estimate of a black box, of minus its score; what it asked for counts where it is the longest so far."""
