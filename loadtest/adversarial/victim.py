@@ -193,10 +193,22 @@ class Victim:
         sampling: Sampling | None = None,
     ) -> list[Answer]:
         """Answer all; greedily unless ``sampling`` is given. Rows leave the batch as they end."""
+        cut = [cut_tiles(picture, self.limits) for picture in pictures]
+        return self.answer_tiles(cut, prompts, max_tokens=max_tokens, sampling=sampling)
+
+    @torch.inference_mode()
+    def answer_tiles(
+        self,
+        cut: Sequence[tuple[Pictures, tuple[int, int]]],
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        sampling: Sampling | None = None,
+    ) -> list[Answer]:
+        """The same of pictures that have been cut, with their grids: all of the first prompt, then of the next."""
         width, pad = max(map(len, prompts)), int(self.config.text_config.pad_token_id or 0)
         ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        cut = [cut_tiles(picture, self.limits) for picture in pictures]
         tiles = torch.from_numpy(np.concatenate([tiles for tiles, _ in cut]))
         grids = torch.tensor([tuple(grid) for _, grid in cut])
         embeds = self.network.embed(ids, tiles, grids)
