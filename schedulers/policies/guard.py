@@ -108,3 +108,17 @@ def decide(evidence: Evidence, rules: Rules) -> Verdict:
     if p > rules.suspect_at:
         return Verdict(Action.WATCHED, 1.0 - p, reasons)
     return Verdict(Action.DEPRIORITISED, 1.0 - p, reasons)
+
+
+_ORDER = tuple(Action)
+
+
+def graver(one: Verdict, other: Verdict) -> Verdict:
+    """The graver of two verdicts on the same request, with the reasons of both."""
+    first, second = sorted((one, other), key=lambda each: (_ORDER.index(each.action), each.score), reverse=True)
+    return first._replace(reasons=tuple(dict.fromkeys((*first.reasons, *second.reasons))))
+
+
+def goes_last(action: Action) -> bool:
+    """Whether a request comes after its tenant's others."""
+    return _ORDER.index(action) >= _ORDER.index(Action.DEPRIORITISED)

@@ -16,10 +16,11 @@ from serving.config.models import (
     resolve_model,
 )
 from serving.config.resolved import ResolvedConfig, mask_url, resolve, run_dir_of, store_of
-from serving.config.sections import MediaSettings, Settings, TenantSettings
+from serving.config.sections import GuardSettings, MediaSettings, Settings, TenantSettings
 
 __all__ = [
     "PROFILES",
+    "GuardSettings",
     "JobOptions",
     "MediaSettings",
     "ModelSettings",

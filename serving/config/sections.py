@@ -257,36 +257,40 @@ class GuardSettings(Section):
     a model's guard.json, and does to a tenant what its field guard says."""
 
     screen: bool = Field(True, description="Whether images are looked at before they reach a model.")
-    fingerprints: bool = Field(
+    replay: bool = Field(
         True, description="Whether images that were caught, and series of almost equal ones, are known again."
     )
     length: bool = Field(
-        True, description="Whether an answer counts as strange that is longer than its text alone leads to expect."
+        True, description="Whether an answer counts as strange that is longer than its text leads to expect."
     )
-    stream: bool = Field(
-        True, description="Whether repetition, tokens that nobody sees, and an end that is put off count as strange."
+    repeat: bool = Field(True, description="Whether one does that goes over the same tokens again and again.")
+    special: bool = Field(True, description="Whether one does that has runs of tokens that no reader sees.")
+    eos: bool = Field(True, description="Whether one does whose end becomes less and less likely.")
+    squeeze: bool = Field(
+        True, description="Whether the model's view of a suspect's image is compared with that of a coarser copy."
     )
     confirm: bool = Field(
-        True, description="Whether a suspect is looked at twice. If not, nothing but a known image is ever capped."
+        True, description="Whether a suspect is asked again about a changed copy. If not, only a known image is capped."
     )
     watch_at: float = Field(
         0.05, gt=0, lt=1, description="Watched: as strange as at most this share of benign requests."
     )
-    suspect_at: float = Field(
-        0.01, gt=0, lt=1, description="Suspect, the same; also how often a benign answer is over the bound on length."
-    )
+    suspect_at: float = Field(0.01, gt=0, lt=1, description="Suspect: the same.")
     learning_rate: float = Field(
-        0.005, ge=0, le=0.5, description="By how much chats of trusted tenants move that share, each; 0 learns nothing."
+        0.005,
+        ge=0,
+        le=0.5,
+        description="By how much each answer to a trusted tenant moves the bound on length; 0 learns nothing.",
     )
     quarantine_s: float = Field(
-        86_400.0, ge=60, le=365 * 86_400, description="Seconds that an image that was caught is remembered."
+        7 * 86_400.0, ge=60, le=365 * 86_400, description="Seconds that an image that was caught is remembered."
     )
 
     @model_validator(mode="after")
     def _suspects_are_rarer(self) -> Self:
         if self.suspect_at > self.watch_at:
             raise ValueError(
-                f"suspect_at is {self.suspect_at} and watch_at {self.watch_at}; suspects are the rarer ones"
+                f"guard.suspect_at is {self.suspect_at} and guard.watch_at {self.watch_at}; suspects are rarer"
             )
         return self
 

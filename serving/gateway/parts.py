@@ -29,6 +29,7 @@ from serving.delivery.unary.dispatch import MAX_SAMPLES_PER_CALL, Dispatcher, Pe
 from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.delivery.unary.wire import SampleCall
 from serving.domain import Priority
+from serving.guard.build import build_guard
 from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
@@ -47,7 +48,7 @@ from serving.stores.results import ResultStore
 from serving.stores.tenants import TenantWatch, build_watch
 from serving.system.process import is_deploying, num_live, raylet_watch
 from serving.system.reached import Ping, Reached
-from serving.tasks.chat.models import read_grids
+from serving.tasks.chat.models import read_grids, read_guard
 from serving.tasks.chat.models import read_served as read_chat
 from serving.tasks.chat.points import Measured
 from serving.tasks.chat.results import TenantKeys
@@ -124,7 +125,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     pipeline = _pipeline(config, results, tenants, bending, tell)
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
     images = build_request_images(settings.media, media, tell, grids, tenants.weights)
-    chat = _chat_service(config, images, pipeline, handles, tenants.weights)
+    chat = _chat_service(config, images, pipeline, handles, tenants, tell)
     models = {
         model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id], tell, tenants.weights)
         for model in config.models_with(UnaryOptions)
@@ -277,14 +278,18 @@ def _chat_service(
     images: RequestImages,
     pipeline: Pipeline,
     handles: dict[str, DeploymentHandle[Any]],
-    weights: Weights,
+    tenants: LiveTenants,
+    tell: Sink,
 ) -> ChatService:
+    models = config.models_with(StreamOptions)
+    read = {model.id: read_guard(model) for model in models}
     return ChatService(
-        {model.id: _served_chat(model, handles[model.id]) for model in config.models_with(StreamOptions)},
+        {model.id: _served_chat(model, handles[model.id]) for model in models},
         images,
         pipeline,
         TenantKeys(config.secret.encode()),
-        weights,
+        tenants.weights,
+        build_guard(config, {model: one for model, one in read.items() if one is not None}, tenants, tell),
     )
 
 

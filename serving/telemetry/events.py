@@ -212,6 +212,55 @@ class JobAdmitted(Event, frozen=True):
     predicted_s: float
 
 
+# -- guard -----------------------------------------------------------------------------------------------------------
+
+
+class GuardScreened(Event, frozen=True):
+    """A picture was looked at, for so long, waiting for a thread included."""
+
+    model: str
+    seconds: float
+
+
+class GuardFailed(Event, frozen=True):
+    """A layer of the guard failed, and a request went on without it."""
+
+    layer: str
+
+
+class ChatGuarded(Event, frozen=True):
+    """A chat that was watched has ended. ``mode``: of its tenant; ``action``: what was done, or would have been."""
+
+    model: str
+    tenant: str
+    mode: str
+    action: str
+    reasons: tuple[str, ...]
+
+
+class GuardConfirmed(Event, frozen=True):
+    """A suspect was looked at twice, which took so many tokens. None: it came to nothing."""
+
+    model: str
+    is_confirmed: bool | None
+    probe_tokens: int
+
+
+class GuardKept(Event, frozen=True):
+    """What was caught is in quarantine, or could not be kept."""
+
+    model: str
+    is_kept: bool
+
+
+class GuardLevelMoved(Event, frozen=True):
+    """How many of the benign answers of a group may exceed their bound, as learnt from trusted tenants."""
+
+    model: str
+    group: str
+    level: float
+
+
 # -- replicas --------------------------------------------------------------------------------------------------------
 
 

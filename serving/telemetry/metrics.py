@@ -20,6 +20,7 @@ EXPERTS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096)
 COST_RATIOS: Final = (0.25, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 8.0)
 SHARES: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_CONFIRMED: Final = {True: "confirmed", False: "cleared", None: "open"}
 _BREAKER_STATES: Final = {"closed": 0, "half_open": 1, "open": 2}
 
 _RECORDERS: defaultdict[type[events.Event], list[Callable[[Any], None]]] = defaultdict(list)
@@ -230,6 +231,35 @@ _counter(
 _gauge("vireo_energy_carried_joules", "Metered joules of requests that none was told yet.", "model", "source").on(
     events.EnergyMetered, "carried_j"
 )
+
+# -- guard -----------------------------------------------------------------------------------------------------------
+
+_counter(
+    "vireo_guard_verdicts_total", "Watched chats: normal, watched, deprioritised, capped.", "model", "tenant", "mode",
+    "action",
+).on(events.ChatGuarded)  # fmt: skip
+_counter("vireo_guard_reasons_total", "What spoke against watched chats, by layer.", "model", "reason").on_each(
+    events.ChatGuarded, lambda event: [(reason, 1) for reason in event.reasons]
+)
+_histogram(
+    "vireo_guard_screen_seconds", "Seconds to look at a picture, waiting included.", "model", buckets=SECONDS
+).on(events.GuardScreened, "seconds")
+_counter(
+    "vireo_guard_confirmations_total", "Suspects looked at twice: confirmed, cleared, open.", "model", "outcome"
+).on(events.GuardConfirmed, outcome=lambda event: _CONFIRMED[event.is_confirmed])
+_counter("vireo_guard_probe_tokens_total", "Tokens of answers to changed copies, charged.", "model").on(
+    events.GuardConfirmed, "probe_tokens"
+)
+_counter("vireo_guard_caught_total", "Pictures that were caught: kept in quarantine, lost.", "model", "outcome").on(
+    events.GuardKept, outcome=lambda event: "kept" if event.is_kept else "lost"
+)
+_counter("vireo_guard_errors_total", "Layers of the guard that failed; requests went on without.", "layer").on(
+    events.GuardFailed
+)
+_gauge(
+    "vireo_guard_level_ratio", "Benign answers that may exceed their bound, as learnt; the largest of all gateways.",
+    "model", "group", mode="livemax",
+).on(events.GuardLevelMoved, "level")  # fmt: skip
 
 # -- replicas --------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
+from schedulers.policies import guard
 from serving import errors
 from serving.config import from_mapping
 from serving.telemetry import events, metrics
@@ -42,6 +43,8 @@ SERIES = COUNTERS_AND_GAUGES | {
 VALUES = {
     ("vireo_chat_kv_blocks", "kind"): {"used", "total"},
     ("vireo_chat_ended_early_total", "reason"): {"cancelled"},
+    ("vireo_guard_verdicts_total", "action"): {str(action) for action in guard.Action},
+    ("vireo_guard_verdicts_total", "mode"): {str(mode) for mode in guard.Mode},
     ("vireo_image_fetches_total", "outcome"): {"ok"},
     ("vireo_requests_total", "outcome"): {"ok", "partial"},
     ("vireo_video_jobs_ended_total", "outcome"): {"completed", "cancelled"},

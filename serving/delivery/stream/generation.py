@@ -11,10 +11,21 @@ import structlog
 
 from schedulers.answer_cost import AnswerCost, Observed
 from schedulers.cost import Units
+from schedulers.policies.guard import Verdict
 from schedulers.retry_budget import RetryBudget
 from serving.delivery.pipeline import retries_spent
 from serving.delivery.stream.links import ChatLinks, Route, SentChoices
-from serving.delivery.stream.wire import ChatDelta, ChoiceStart, Delta, EngineRequest, Failure, FinishReason, Item
+from serving.delivery.stream.wire import (
+    ChatDelta,
+    ChoiceStart,
+    Delta,
+    EngineRequest,
+    Failure,
+    FinishReason,
+    GuardOrder,
+    GuardSaid,
+    Item,
+)
 from serving.domain import Degradation
 from serving.energy.spent import Spent, total
 from serving.errors import DeadlineExceeded, Draining, ReplicaLost, ServingError
@@ -79,10 +90,19 @@ class StoredChoice(NamedTuple):
 
 
 class StoredChat(NamedTuple):
-    """What was answered to a request, and how long its prompt was."""
+    """What was answered to a request, how long its prompt was, and what its guard found, where there was one."""
 
     choices: tuple[StoredChoice, ...]
     prompt_tokens: int
+    guard: Verdict | None = None
+
+
+class Ended(NamedTuple):
+    """How a choice ended. ``guard``: what the replica's guard says; None where nobody watched."""
+
+    num_tokens: int
+    finish_reason: FinishReason
+    guard: GuardSaid | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -122,6 +142,7 @@ class Generation:
         on_retry: Callable[[], None],
         on_priced: Callable[[Observed], None] = lambda _: None,
         elsewhere_j: float = 0.0,
+        guard: GuardOrder | None = None,
     ) -> None:
         self._links = links
         self._cost = cost
@@ -136,6 +157,7 @@ class Generation:
         self._on_retry = on_retry
         self._on_priced = on_priced
         self._elsewhere_j = elsewhere_j
+        self._guard = guard
         self._has_given = False
         self._num_lost = self._num_refused = 0
         self._avoid: tuple[str, ...] = ()
@@ -162,6 +184,7 @@ class Generation:
             tenant=self._tenant,
             rank=self._rank,
             traceparent=traceparent(),
+            guard=self._guard,
         )
         route = Route(key=key, predicted_s=self._plan.expected_s, avoid=self._avoid)
         starts = [start._replace(request=request) for request in self._requests]
@@ -318,20 +341,28 @@ class Generation:
 
     @property
     def is_capped(self) -> bool:
-        """Whether a choice ended at a cap that a budget had lowered."""
+        """Whether a choice ended at a cap that a budget had lowered, and not before, where a guard ended it."""
         return self._plan.is_capped and any(
-            choice.last is not None and choice.last.finish_reason is FinishReason.LENGTH for choice in self._choices
+            choice.finish_reason is FinishReason.LENGTH and choice.num_tokens >= self._plan.max_tokens
+            for choice in self.ended
         )
 
-    def stored(self) -> StoredChat:
-        """The complete answer, for the cache."""
+    @property
+    def ended(self) -> list[Ended]:
+        """The choices that are complete."""
+        return [
+            Ended(choice.num_tokens, choice.last.finish_reason, choice.last.guard)
+            for choice in self._choices
+            if choice.last is not None and choice.last.finish_reason is not None
+        ]
+
+    def stored(self, guard: Verdict | None = None) -> StoredChat:
+        """The complete answer, for the cache. ``guard``: its verdict."""
+        ended = zip(self._choices, self.ended, strict=True)
         return StoredChat(
-            tuple(
-                StoredChoice("".join(choice.pieces), choice.num_tokens, choice.last.finish_reason)
-                for choice in self._choices
-                if choice.last is not None and choice.last.finish_reason is not None
-            ),
+            tuple(StoredChoice("".join(choice.pieces), end.num_tokens, end.finish_reason) for choice, end in ended),
             self.prompt_tokens,
+            guard,
         )
 
 

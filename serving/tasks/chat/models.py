@@ -5,8 +5,10 @@ from __future__ import annotations
 from models.contract import Prompts
 from models.identity import checkpoint_sha256, weight_files
 from models.registry import family_for
+from schedulers.guard.calibration import GuardCalibration
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
+from serving.guard.calibrated import read_calibration
 from serving.media.request_images import GridOf
 from serving.operating_points import points_of_answers
 from serving.replica.chat.setup import checkpoint_of, context_of, family_of, read_prompts
@@ -40,6 +42,14 @@ def read_card(model: ResolvedModel[StreamOptions]) -> Card:
 def read_served(model: ResolvedModel[StreamOptions]) -> tuple[Card, Prompts]:
     """Everything that a gateway needs of one model. Raises: ConfigError: see ``read_card`` and ``read_prompts``."""
     return read_card(model), read_prompts(model)
+
+
+def read_guard(model: ResolvedModel[StreamOptions]) -> GuardCalibration | None:
+    """What benign answers of it are like; None where nobody has calibrated that.
+
+    Raises: ConfigError: see ``read_calibration``.
+    """
+    return None if model.options.engine == "fake" else read_calibration(checkpoint_of(model))
 
 
 def read_grids(model: ResolvedModel[StreamOptions]) -> GridOf | None:

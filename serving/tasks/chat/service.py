@@ -6,13 +6,12 @@ trip) -> generate -> settle
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar
 
-from models.contract import Prompts, Turn
+from models.contract import Prompts
 from models.io import ChatTokens
 from schedulers.admission import Cost, Factors
 from schedulers.answer_cost import AnswerCost
@@ -21,29 +20,30 @@ from schedulers.fair_queue import EQUAL, Weights
 from schedulers.fair_wait import FairWait
 from schedulers.overrun import Overruns
 from schedulers.plan import Load
+from schedulers.policies.guard import Action
 from schedulers.retry_budget import RetryBudget
+from serving.config import GuardSettings
 from serving.delivery.pipeline import Fetch, Pipeline, served
 from serving.delivery.stream.generation import Generation, Plan, StoredChat
 from serving.delivery.stream.links import ChatLinks
 from serving.delivery.stream.wire import ChatDelta, EngineImage, EngineRequest
-from serving.domain import RANKS, ImagePart, Report
+from serving.domain import RANKS, GuardBlock, ImagePart, Report
 from serving.energy.spent import Spent
-from serving.errors import InvalidRequest
+from serving.guard.gateway import ChatGuard, Watch
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
 from serving.media.request_images import FetchedImage
 from serving.service import Card
 from serving.stores.results import Lookup, Reservation, ResultName
-from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, Message, Part, TextPart, Usage
+from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, Usage
 from serving.tasks.chat.points import MAX_AGE_S, Measured, make_plan
 from serving.tasks.chat.results import CODEC, TenantKeys, result_key
+from serving.tasks.chat.turns import asking, token_ids
 from serving.telemetry.events import ChatAnswered, ChatRetried, WorkPriced
 from serving.telemetry.tracing import span
 
 T = TypeVar("T")
 _RETRY_S = 0.5
-_MAX_INLINE_CHARS = 4096
-"""Longer texts are encoded on a thread: a long one takes tens of milliseconds, in which every stream would stand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,13 @@ class _Ready:
         return Factors(max(share, learnt.joules), max(share, learnt.seconds))
 
 
+class _Generated(NamedTuple):
+    """A generation, and whoever watches it."""
+
+    generation: Generation
+    watch: Watch
+
+
 class _Whole(NamedTuple):
     """An answer that was generated and not streamed. ``stored`` None: nobody else may be given it."""
 
@@ -124,11 +131,13 @@ class ChatService:
         pipeline: Pipeline,
         keys: TenantKeys,
         weights: Weights = EQUAL,
+        guard: ChatGuard | None = None,
     ) -> None:
         self._models = models
         self._images = images
         self._pipeline = pipeline
         self._keys = keys
+        self._guard = guard or ChatGuard({}, GuardSettings())
         self._open = {model: FairWait(weights) for model in models}
         """Answers that are waited for, by model; a unit each."""
 
@@ -140,6 +149,7 @@ class ChatService:
         """Break off what runs."""
         for model in self._models.values():
             await model.links.stop()
+        await self._guard.stop()
 
     async def chat(self, request: ChatRequest, say: Callable[[ChatEvent], None]) -> None:
         """See ``serving.service.ChatService.chat``."""
@@ -165,11 +175,12 @@ class ChatService:
                 for event in self._stored_events(ready, found):
                     say(event)
                 return
-            with self._generating(ready, lookup.reservation) as generation:
-                await generation.run(say)
-                if not generation.is_capped:
-                    self._pipeline.results.put(ready.name, CODEC, generation.stored())
-                say(self._end(ready, generation))
+            async with self._generating(ready, lookup.reservation) as generated:
+                await generated.generation.run(say)
+                end, stored = self._ended(ready, *generated)
+                if stored is not None:
+                    self._pipeline.results.put(ready.name, CODEC, stored)
+                say(end)
 
     async def _in_time(self, deadline_s: float, work: Awaitable[T]) -> T:
         return await self._pipeline.in_time(deadline_s, work, "the first token")
@@ -179,7 +190,7 @@ class ChatService:
         parts = [part for message in request.messages for part in message.parts if isinstance(part, ImagePart)]
         load, planned = self._load(model, request), None
         self._check_load(model, request, load, deadline_s)
-        ids = await _token_ids(model.prompts, request.messages)
+        ids = await token_ids(model.prompts, request.messages)
         images: list[PreparedImage] = []
         tiles: int | None = None
         is_coarser = False
@@ -295,10 +306,10 @@ class ChatService:
 
         async def run(_places: Sequence[int], reservation: Reservation) -> list[_Whole]:
             deltas: list[ChatDelta] = []
-            with self._generating(ready, reservation) as generation:
-                await generation.run(deltas.append)
-                stored = None if generation.is_capped else generation.stored()
-                return [_Whole((*deltas, self._end(ready, generation)), stored)]
+            async with self._generating(ready, reservation) as generated:
+                await generated.generation.run(deltas.append)
+                end, stored = self._ended(ready, *generated)
+                return [_Whole((*deltas, end), stored)]
 
         request = ready.request
         wanted: Fetch[StoredChat, _Whole] = Fetch(
@@ -316,10 +327,11 @@ class ChatService:
         (answer,) = await self._pipeline.in_time(ready.deadline_s, fetch, "the answer was complete")
         return answer.events if isinstance(answer, _Whole) else list(self._stored_events(ready, answer))
 
-    @contextmanager
-    def _generating(self, ready: _Ready, reservation: Reservation) -> Iterator[Generation]:
+    @asynccontextmanager
+    async def _generating(self, ready: _Ready, reservation: Reservation) -> AsyncIterator[_Generated]:
         """Whatever ends this frees the engine, and charges what it did as soon as that is known."""
         model, count = ready.model.card.id, ready.plan.num_choices
+        wanted = asking(ready.request, len(ready.images), ready.plan.max_tokens)
 
         def settle(spent: Spent) -> None:
             charged = spent.charged(ready.model.watts)
@@ -332,19 +344,20 @@ class ChatService:
             self._pipeline.spent(model, ready.request.tenant, point, charged)
 
         try:
-            generation = self._generation(ready)
+            watch = await self._in_time(ready.deadline_s, self._guard.examine(wanted, ready.images))
+            generation = self._generation(ready, watch)
         except BaseException:
             reservation.settle(0.0, 0.0)
             raise
         opened, tenant = self._open[model], ready.request.tenant
         opened.add(tenant, count)
         try:
-            yield generation
+            yield _Generated(generation, watch)
         finally:
             opened.remove(tenant, count)
             generation.close(settle)
 
-    def _generation(self, ready: _Ready) -> Generation:
+    def _generation(self, ready: _Ready, watch: Watch) -> Generation:
         model, request = ready.model, ready.request
         return Generation(
             model.links,
@@ -352,7 +365,7 @@ class ChatService:
             [self._engine_request(ready, choice) for choice in range(request.sampling.n)],
             ready.plan,
             tenant=request.tenant,
-            rank=RANKS[request.budget.priority],
+            rank=watch.rank(RANKS[request.budget.priority]),
             is_streamed=request.is_streamed,
             deadline_s=ready.deadline_s,
             clock=self._pipeline.clock,
@@ -360,6 +373,7 @@ class ChatService:
             on_retry=lambda: self._pipeline.tell(ChatRetried(model.card.id)),
             on_priced=lambda one: self._pipeline.tell(WorkPriced(model.card.id, *one)),
             elsewhere_j=self._pipeline.elsewhere_j(request.tenant, model.card.id),
+            guard=watch.order,
         )
 
     def _stored_events(self, ready: _Ready, found: StoredChat) -> Iterator[ChatEvent]:
@@ -372,9 +386,17 @@ class ChatService:
             image_tokens=ready.image_tokens,
             cached_tokens=found.prompt_tokens,
         )
-        yield self._answered(ready, usage, _report(ready, 0.0, Spent(), "hit", ()))
+        guard = self._guard.told(ready.request.tenant, found.guard)
+        yield self._answered(ready, usage, _report(ready, 0.0, Spent(), "hit", (), guard))
 
-    def _end(self, ready: _Ready, generation: Generation) -> ChatEnd:
+    def _ended(self, ready: _Ready, generation: Generation, watch: Watch) -> tuple[ChatEnd, StoredChat | None]:
+        """What is said last, and what others may be given: nothing that a budget or the guard has cut."""
+        verdict = watch.end(generation.ended)
+        is_whole = not generation.is_capped and (verdict is None or verdict.action is not Action.CAPPED)
+        stored = generation.stored(verdict) if is_whole else None
+        return self._end(ready, generation, self._guard.told(ready.request.tenant, verdict)), stored
+
+    def _end(self, ready: _Ready, generation: Generation, guard: GuardBlock) -> ChatEnd:
         usage = Usage(
             prompt_tokens=generation.prompt_tokens,
             completion_tokens=generation.completion_tokens,
@@ -382,7 +404,7 @@ class ChatService:
             cached_tokens=generation.cached_tokens,
         )
         capped = ("max_tokens",) if generation.is_capped else ()
-        report = _report(ready, generation.queue_s, generation.spent(), "miss", capped)
+        report = _report(ready, generation.queue_s, generation.spent(), "miss", capped, guard)
         return self._answered(ready, usage, report)
 
     def _answered(self, ready: _Ready, usage: Usage, report: Report) -> ChatEnd:
@@ -420,7 +442,9 @@ class ChatService:
         )
 
 
-def _report(ready: _Ready, queue_s: float, spent: Spent, cache: str, capped: tuple[str, ...]) -> Report:
+def _report(
+    ready: _Ready, queue_s: float, spent: Spent, cache: str, capped: tuple[str, ...], guard: GuardBlock
+) -> Report:
     plan = ready.plan
     lowered = (*(("max_tiles",) if plan.is_coarser else ()), *capped)
     degradation = plan.degradation if lowered else None
@@ -432,23 +456,5 @@ def _report(ready: _Ready, queue_s: float, spent: Spent, cache: str, capped: tup
         cache=cache,
         degraded=(*ready.request.budget.degraded, *lowered, *load),
         degradation=degradation,
+        guard=guard,
     )
-
-
-async def _token_ids(prompts: Prompts, messages: Sequence[Message]) -> list[int]:
-    """Ids of a conversation with exactly one image token per image.
-
-    Raises: InvalidRequest: the model takes no such conversation.
-    """
-    turns: list[Turn] = [(message.role.value, [_plain(part) for part in message.parts]) for message in messages]
-    num_chars = sum(len(part) for _, parts in turns for part in parts if part is not None)
-    try:
-        if num_chars <= _MAX_INLINE_CHARS:
-            return prompts.build(turns)
-        return await asyncio.to_thread(prompts.build, turns)
-    except ValueError as error:
-        raise InvalidRequest(str(error), param="messages") from None
-
-
-def _plain(part: Part) -> str | None:
-    return part.text if isinstance(part, TextPart) else None
