@@ -75,7 +75,7 @@ def _list(_: argparse.Namespace) -> int:
     from loadtest.adversarial.recipes import RECIPES
 
     for name, recipe in RECIPES.items():
-        print(f"{name:22}{recipe.summary}")
+        print(f"{name:25}{recipe.summary}")
     return 0
 
 

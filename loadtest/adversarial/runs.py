@@ -11,6 +11,7 @@ Joules are CPU seconds of this process times ``watts``, an assumption that each 
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +21,10 @@ import numpy as np
 from PIL import Image
 
 from loadtest.adversarial.attack import Attack
+from loadtest.adversarial.bounds import bounds_of
 from loadtest.adversarial.perturbation import Patch, as_pixels, quantised
 from loadtest.adversarial.pictures import Case, stacked
+from loadtest.adversarial.purifier import Purification
 from loadtest.adversarial.recipes import RECIPES
 from loadtest.adversarial.state import State
 from loadtest.adversarial.victim import Answer, Pictures, Victim
@@ -30,6 +33,7 @@ from models.contract import OnProgress
 WATTS = 6.0
 """Of a busy core, as in the tables of operating points."""
 SAVE_EVERY_S = 30.0
+JUDGED_COPIES = 4
 _SHOWN_CHARS = 400
 
 
@@ -57,7 +61,8 @@ class Record:
     ``losses``: the attack's, by iteration, while the picture was worked on; a black box's are minus its mean score.
     ``lengths``: (iteration, in the attack's own measure). ``attacker_j``: share of its batch's. ``clean_j`` and
     ``victim_j``: one answer alone. ``largest_change``: of a pixel, in grey levels. ``is_held_out``: the attack never
-    saw this picture. ``token_ids`` with ``log_p_ends``, and those of the clean picture: the answer's tokens, and the
+    saw this picture. ``purified_tokens``: of answers to copies as the guard purifies them, of attacks that know it.
+    ``token_ids`` with ``log_p_ends``, and those of the clean picture: the answer's tokens, and the
     logarithm of the end's probability at each step, one more where the answer ended.
     """
 
@@ -92,6 +97,7 @@ class Record:
     expected: str
     clean_text: str
     text: str
+    purified_tokens: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
     log_p_ends: tuple[float, ...] = ()
     clean_token_ids: tuple[int, ...] = ()
@@ -183,6 +189,9 @@ def _run_part(
         seed=plan.seed,
         max_tokens=plan.cap,
         every=plan.every,
+        goals=bounds_of(plan.model, [chosen[index].question for index in made_on], plan.cap)
+        if recipe.stays_under
+        else None,
     )
     state, was_over = carried_out(attack, plan, folder / file, on_progress, hold)
     if was_over and all((folder / f"{index:02d}.json").is_file() for index in part):
@@ -280,6 +289,7 @@ def _measured(
         question=case.question,
         iterations=len(losses),
         num_queries=state.num_queries,
+        purified_tokens=_purified_tokens(plan, victim, picture, prompt, index) if recipe.knows_guard else (),
         batch=batch,
         energy_source="estimate",
         attacker_cpu_s=round(cpu_s, 3),
@@ -302,6 +312,16 @@ def _measured(
         clean_token_ids=tuple(before.tokens),
         clean_log_p_ends=_rounded(before.log_p_ends),
     )
+
+
+def _purified_tokens(
+    plan: Plan, victim: Victim, picture: Pictures, prompt: Sequence[int], index: int
+) -> tuple[int, ...]:
+    """Of draws that the attack never saw."""
+    draw = random.Random(f"{plan.seed} {index} judged")
+    height, width = picture.shape[:2]
+    shown = np.stack([Purification.drawn(height, width, draw).bytes_of(picture) for _ in range(JUDGED_COPIES)])
+    return tuple(one.num_tokens for one in victim.answer(shown, [prompt] * len(shown), max_tokens=plan.cap))
 
 
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:

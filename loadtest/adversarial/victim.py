@@ -154,11 +154,15 @@ class Victim:
             cut = torch.cat([(means + ((means + 0.5).floor() - means).detach())[:, None], cut], dim=1)
         return cut / 127.5 - 1.0
 
-    def trace(self, pixels: Tensor, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Trace]:
-        """Run prompts with their pictures (B, H, W, 3) and what was answered, all positions at once."""
+    def embedded(self, pixels: Tensor) -> Tensor:
+        """What the language model sees of pictures (B, H, W, 3): (B, tokens, D)."""
         grid = self.grid_of(*pixels.shape[1:3])
         levels = read_levels(self.network.vision_tower, self.tiles(pixels).flatten(0, 1), self.config.vision_levels)
-        images = torch.cat(self.network.connector(levels, [grid] * len(pixels)))
+        return torch.stack(list(self.network.connector(levels, [grid] * len(pixels))))
+
+    def trace(self, pixels: Tensor, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Trace]:
+        """Run prompts with their pictures (B, H, W, 3) and what was answered, all positions at once."""
+        images = self.embedded(pixels).flatten(0, 1)
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         # Padding on the right is not seen by what comes before it.
         ids = torch.full((len(rows), max(map(len, rows))), int(self.config.text_config.pad_token_id or 0))

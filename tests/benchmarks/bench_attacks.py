@@ -23,7 +23,7 @@ import numpy as np
 from loadtest.adversarial.figures import ratio_of_means, share
 from loadtest.adversarial.perturbation import EPS
 from loadtest.adversarial.pictures import Case, cases
-from loadtest.adversarial.recipes import RECIPES
+from loadtest.adversarial.recipes import BASIC, RECIPES
 from loadtest.adversarial.runs import Plan, Record, run, wait_while
 from loadtest.adversarial.tables import dearest_table, exits_table, experts_table
 from loadtest.adversarial.victim import Victim, load_victim
@@ -61,7 +61,12 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--only", choices=sorted(PARTS), action="append", help="this part anew (may be repeated)")
     parser.add_argument("--model", action="append", help="chat model (may be repeated; default: all that are here)")
-    parser.add_argument("--attack", action="append", choices=sorted(RECIPES), help="this attack (may be repeated)")
+    parser.add_argument(
+        "--attack",
+        action="append",
+        choices=sorted(RECIPES),
+        help="this attack (may be repeated; default: those that know no guard)",
+    )
     parser.add_argument("--pictures", type=int, default=17, help="of each prompt class")
     parser.add_argument("--iterations", type=int, default=60, help="of attackers with weights")
     parser.add_argument("--blind-iterations", type=int, default=12, help="of attackers that only ask: eight answers")
@@ -82,13 +87,13 @@ def main() -> None:
 def images(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
     """Every attack on every prompt class of every model; other models' and attacks' records stay as they were."""
     models = args.model or [model for model in TASKS if model in _known()]
-    redone = [(model, attack) for model in models for attack in args.attack or RECIPES]
+    redone = [(model, attack) for model in models for attack in args.attack or BASIC]
     records = [Record(**one) for one in before.get("records", []) if (one["model"], one["attack"]) not in redone]
     calls = [one for one in before.get("calls", []) if (one["model"], one["attack"]) not in redone]
     now = provenance("attacks")
     for model in models:
         victim = load_victim(model)
-        for attack in args.attack or RECIPES:
+        for attack in args.attack or BASIC:
             plan, chosen = _planned(args, victim, model, attack)
             folder = (QUICK_RUNS if args.quick else RUNS) / f"{plan.iterations}x{len(chosen)}" / model / attack
             done = _attacked(args, victim, plan, chosen, folder, now)

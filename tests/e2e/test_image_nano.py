@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from loadtest.adversarial.requests import hostile
 from models.identity import CHECKPOINTS
 from models.training.dit_moe.judge import ClassJudge
 from models.training.dit_moe.pictures import class_number
@@ -76,6 +77,15 @@ def test_every_surface_draws_the_same_picture(door: Door, tmp_path: Path) -> Non
 def test_what_the_model_cannot_draw_is_refused_before_it_is_queued(body: dict[str, str], door: Door) -> None:
     answer = door.http.post(GENERATIONS, json={"model": MODEL, **body})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request"), answer.text
+
+
+def test_parameters_of_an_attacker_are_refused(door: Door) -> None:
+    sent = [one for one in hostile(pictures=MODEL) if one.path == GENERATIONS]
+    assert len(sent) > 60
+    for one in sent:
+        answer = door.http.post(one.path, content=one.body, headers={"content-type": "application/json"})
+        assert 400 <= answer.status_code < 500, one.what
+        assert answer.json()["error"]["code"], one.what
 
 
 def test_killed_replica_loses_no_picture_and_changes_none(door: Door) -> None:

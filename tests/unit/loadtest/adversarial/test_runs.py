@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from loadtest.adversarial import recipes
+from loadtest.adversarial.__main__ import main
 from loadtest.adversarial.estimate import estimate
 from loadtest.adversarial.figures import ratio_of_means, share
 from loadtest.adversarial.perturbation import Patch
@@ -155,3 +156,13 @@ def test_cases_of_long_answers_come_in_three_lengths(monkeypatch: pytest.MonkeyP
     ]
     assert expected == sorted(expected)
     assert expected[0] < expected[1] < expected[2]
+
+
+def test_the_list_of_attacks_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["adversarial", "list"])
+    assert main() == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == list(recipes.RECIPES)
+    assert [line for line in shown if len(line) > 80 or line[24] != " "] == []
