@@ -18,8 +18,10 @@ from schedulers.guard.text import POOLED, Asked, TextModel, group_of
 
 FORMAT = 1
 FILE_NAME = "guard.json"
-MIN_NUM = 99
-"""Answers that a group needs: with fewer, none can be rare at 1%."""
+MIN_NUM = 599
+"""Answers that a group needs to be compared with: of six detectors together, none can find fewer rare at 1%."""
+MIN_NUM_OF_CAP = 99
+"""To say where 95% of the answers of a group end."""
 _ASCENDING = ("residuals", "repeat", "special_run", "eos", "squeeze", "screen")
 Value = TypeVar("Value")
 
@@ -110,9 +112,12 @@ class GuardCalibration:
         """What a request's text lets expect. ``level``: at which the bound is taken, or what tells it for a group."""
         log_tokens = self.text.log_tokens(asked)
         name = group_of(asked, log_tokens)
-        group = self.group(name)
-        residual = group.residual_at(level(name) if callable(level) else level)
-        return Expected(name, log_tokens, bound_tokens(log_tokens, residual), min(group.p95_tokens, max_tokens))
+        residual = self.group(name).residual_at(level(name) if callable(level) else level)
+        return Expected(name, log_tokens, bound_tokens(log_tokens, residual), min(self._cap_of(name), max_tokens))
+
+    def _cap_of(self, name: str) -> int:
+        found = self.groups.get(name)
+        return (found if found is not None and found.num >= MIN_NUM_OF_CAP else self.groups[POOLED]).p95_tokens
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON."""

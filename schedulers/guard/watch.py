@@ -101,10 +101,16 @@ class Watch:
             self._is_suspect = combined(self.p_values()) <= self._rules.suspect_at
         return self._is_suspect
 
-    def squeezed(self, distance: float) -> None:
-        """So far did the embedding move."""
-        if self._squeeze:
-            self._seen[str(Layer.SQUEEZE)] = p_value(self._squeeze, distance)
+    @property
+    def wants_squeeze(self) -> bool:
+        """Whether a distance would say anything."""
+        return bool(self._squeeze)
+
+    def squeezed(self, distances: Sequence[float]) -> None:
+        """So far did the embedding of each picture move; benign distances are those of one."""
+        if self._squeeze and distances:
+            p = len(distances) * p_value(self._squeeze, max(distances))
+            self._seen[str(Layer.SQUEEZE)] = min(1.0, p)
 
     def looked(self, is_ended: bool, num_tokens: int) -> None:
         """The purified answer has run for so many tokens; ``is_ended``: by itself, within the benign length."""

@@ -3,8 +3,9 @@
 The answers are split by chance. One part fits the text model and the medians that CUSUMs are taken from; all statistics
 are of the other part, which nothing was fitted to, so that ranks among them are p-values of new benign answers.
 
-A group with fewer answers than ``min_num`` has none of its own, and its requests are compared with all: a p-value is
-never below 1 / (n + 1), and the guard multiplies the smallest by the number of detectors.
+A group with fewer answers than ``min_num`` says only where they end, and its requests are compared with all: a p-value
+is never below 1 / (n + 1), and the guard multiplies the smallest by the number of detectors. One with fewer than
+``MIN_NUM_OF_CAP`` says nothing, and is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from schedulers.guard.calibration import Group, GuardCalibration
+from schedulers.guard.calibration import MIN_NUM_OF_CAP, Group, GuardCalibration
 from schedulers.guard.stream import StreamStatistics
 from schedulers.guard.text import POOLED, Asked, TextModel, features, group_of
 from schedulers.policies.guard import Rules
@@ -71,7 +72,7 @@ def fit(
     special = frozenset(special_ids)
     groups = {POOLED: _group(kept, fitted, text, special)}
     for name, members in sorted(_by_group(kept, text).items()):
-        if len(members) >= min_num:
+        if len(members) >= min(min_num, MIN_NUM_OF_CAP):
             groups[name] = _group(members, _by_group(fitted, text).get(name, []), text, special)
     return GuardCalibration(
         model=model,

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from serving.delivery.stream.links import ChatLinks, Route
-from serving.delivery.stream.wire import ChoiceStart, EngineRequest, Frame
+from serving.delivery.stream.wire import ChoiceStart, EngineImage, EngineRequest, Frame
 from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.hub import ChoiceHub
 from tests.benchmarks.common import out_dir, parser_of, provenance
@@ -53,6 +53,10 @@ class SteppingEngine:
     def stats(self) -> EngineStats:
         """Nothing is counted."""
         return EngineStats()
+
+    async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
+        """There is no tower."""
+        return None
 
     async def run(self, request: EngineRequest, say: Say) -> None:
         for number in range(request.max_tokens):

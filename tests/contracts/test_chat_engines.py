@@ -246,6 +246,30 @@ async def test_bias_decides_and_logprobs_are_those_of_the_model(real: ChatEngine
     assert [entry.top for entry in none.logprobs] == [(), ()]
 
 
+async def test_end_is_told_as_the_model_has_it_and_only_where_it_was_asked_for(
+    torch: ChatEngine, prompts: PromptBuilder
+) -> None:
+    """The model's own, whatever ``min_tokens``, bias and temperature make of it."""
+    end = prompts.end_of_turn_id
+    request = make_request(prompts, "read", [make_image(5)], max_tokens=12, logprobs=20, ignore_eos=True)
+    for changes in ({}, {"logit_bias": {end: 100.0}, "temperature": 0.5, "seed": 3}):
+        said: list[EngineDelta] = []
+        await torch.run(request._replace(tells_ends=True, request_id="ends", **changes), said.append)
+        ends = [log_p for delta in said for log_p in delta.log_p_ends or ()]
+        tokens = [token for delta in said for token in delta.token_ids]
+        logprobs = [entry for delta in said for entry in delta.logprobs]
+        assert len(ends) == len(tokens) == 12
+        for token, log_p, entry in zip(tokens, ends, logprobs, strict=True):
+            if token == end:
+                assert log_p == pytest.approx(entry.logprob, abs=1e-4)
+            elif entry.top[-1][1] < log_p - 1e-4:
+                assert log_p in [pytest.approx(value, abs=1e-4) for _, value in entry.top]
+    assert tokens == [end] * 12, "so that every probability was compared"
+    silent: list[EngineDelta] = []
+    await torch.run(request, silent.append)
+    assert {delta.log_p_ends for delta in silent} == {None}
+
+
 # -- torch and vLLM --------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +376,30 @@ async def test_leaving_in_the_middle_frees_everything(engine: ChatEngine, prompt
     assert said[0].finish_reason is None
     await until(lambda: holds_nothing(engine))
     assert engine.stats().aborts == before + 1
+
+
+async def test_listener_that_has_enough_ends_a_choice_and_frees_everything_without_an_abort(
+    engine: ChatEngine, prompts: PromptBuilder
+) -> None:
+    """Beside others, which do not feel it; then the engine goes on as if the choice had ended by itself."""
+    beside_request = make_request(prompts, "beside", max_tokens=40)
+    alone = await collect(engine, beside_request._replace(request_id="alone"))
+    before = engine.stats().aborts
+    said: list[EngineDelta] = []
+
+    def enough(delta: EngineDelta) -> bool:
+        said.append(delta)
+        return sum(len(one.token_ids) for one in said) >= 3
+
+    request = make_request(prompts, "long", [make_image(9)], max_tokens=300, ignore_eos=True)
+    beside = asyncio.create_task(collect(engine, beside_request))
+    await engine.run(request, enough)
+    assert 3 <= sum(len(delta.token_ids) for delta in said) < 10
+    assert said[-1].finish_reason is None
+    assert (await beside).text == alone.text
+    await until(lambda: holds_nothing(engine))
+    assert engine.stats().aborts == before
+    assert len((await collect(engine, make_request(prompts, "and on", max_tokens=5))).token_ids) == 5
 
 
 async def test_cancelled_tasks_free_everything_wherever_they_were(engine: ChatEngine, prompts: PromptBuilder) -> None:

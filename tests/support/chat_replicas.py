@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 
+from schedulers.guard.calibration import GuardCalibration
 from serving.delivery.stream.links import ChatLinks, Route
 from serving.delivery.stream.wire import ChoiceStart, EngineRequest, Frame, Item
 from serving.energy.meter import Meter
@@ -94,6 +95,7 @@ class Replica:
         linger_s: float = 1.0,
         max_kv_bytes: Mapping[str, int | None] | None = None,
         meter: Meter | None = None,
+        calibration: GuardCalibration | None = None,
     ) -> None:
         self.name = name
         self.engine = engine
@@ -109,6 +111,7 @@ class Replica:
             clock=asyncio.get_running_loop().time,
             linger_s=linger_s,
             max_kv_bytes=max_kv_bytes or {},
+            calibration=calibration,
         )
         self.is_dead = asyncio.Event()
         self.is_silent = False

@@ -87,6 +87,8 @@ class EngineRequest(NamedTuple):
     """Hex, derived from the tenant: no prefix or image is shared between tenants."""
     min_tokens: int = 0
     ignore_eos: bool = False
+    tells_ends: bool = False
+    """Whether the replica's guard wants to hear how probable the end was. Gateways leave it alone."""
 
 
 class GuardOrder(NamedTuple):
@@ -110,7 +112,8 @@ class GuardOrder(NamedTuple):
 
 class GuardSaid(NamedTuple):
     """What the replica's guard found, said with the last delta. ``action``: that was taken, or in mode ``observe``
-    would have been. ``is_confirmed``: None if nobody looked twice. ``probe_tokens``: that looking twice took."""
+    would have been. ``is_confirmed``: None if nobody looked twice. ``probe_tokens`` and ``probe_s``, busy seconds, are
+    what looking twice took; the choice's ``decode_s`` and joules have them in."""
 
     action: str
     score: float
@@ -118,6 +121,7 @@ class GuardSaid(NamedTuple):
     p_values: Mapping[str, float]
     is_confirmed: bool | None = None
     probe_tokens: int = 0
+    probe_s: float = 0.0
 
 
 class ChoiceStart(NamedTuple):
@@ -164,7 +168,7 @@ class Delta(NamedTuple):
     prefill_s: float
     """The choice's share of the replica's busy time until its first token."""
     decode_s: float
-    """The same from then on."""
+    """The same from then on; in the last delta, with what the guard took to look twice."""
     answer_s: float
     """Time since its first token."""
     joules: float | None = None

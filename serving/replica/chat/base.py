@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
-from serving.delivery.stream.wire import EngineRequest, FinishReason, TokenLogprob
+from serving.delivery.stream.wire import EngineImage, EngineRequest, FinishReason, TokenLogprob
 
 
 class EngineDelta(NamedTuple):
@@ -24,10 +24,14 @@ class EngineDelta(NamedTuple):
     """Prompt tokens that were not computed anew; the same in every delta of a request."""
     num_prompt_tokens: int
     """Prompt tokens with images expanded; the same in every delta of a request."""
+    log_p_ends: tuple[float, ...] | None = None
+    """Log-probability of the end where each of the tokens was drawn, as the model has it, before bias and temperature;
+    None where it was not asked for (``EngineRequest.tells_ends``) or is not known."""
 
 
-Say: TypeAlias = Callable[[EngineDelta], None]
-"""Where an engine hands on what it has made: a plain call, so that no task need be woken for a token."""
+Say: TypeAlias = Callable[[EngineDelta], bool | None]
+"""Where an engine hands on what it has made: a plain call, so that no task need be woken for a token. True: that was
+enough. The choice then ends as if by itself: ``run`` frees what it holds, returns, and counts no abort."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,10 +79,16 @@ class ChatEngine(Protocol):
         ...
 
     async def run(self, request: EngineRequest, say: Say) -> None:
-        """Generate one choice. Each delta is said as it is made; the last one has a finish reason.
+        """Generate one choice. Each delta is said as it is made; the last one has a finish reason, unless the listener
+        had enough before.
 
         Raises: ServingError: the request cannot be run, or the engine died (``EngineFailed``).
         """
+        ...
+
+    async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
+        """How far the vision tower sees two images of the same grid apart: 1 - cosine of their embeddings, the mean of
+        all tokens, 0 to 2. None: this engine does not give its embeddings away."""
         ...
 
     def stats(self) -> EngineStats:

@@ -35,7 +35,7 @@ class Vlm:
     # Serve awaits a constructor that is a coroutine: the engine then starts on the loop that it will run on.
     async def __init__(self, model: ResolvedModel[StreamOptions], config: ResolvedConfig) -> None:  # type: ignore[misc]
         tell = setup(config.metrics_dir, config.settings.log_level)
-        from serving.replica.chat.setup import build_engine
+        from serving.replica.chat.setup import build_engine, calibration_of
 
         started_s = time.monotonic()
         self._engine: ChatEngine = build_engine(model)
@@ -56,6 +56,7 @@ class Vlm:
             max_kv_bytes=tenants.view(lambda tenant: tenant.max_kv_bytes),
             watts=model.watts,
             energy=self._energy,
+            calibration=calibration_of(model),
         )
         self._held = HeldImages()
         self._num_reports = 0

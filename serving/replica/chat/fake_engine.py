@@ -15,7 +15,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from models.contract import Grid, Turn
-from serving.delivery.stream.wire import EngineRequest, FinishReason, TokenLogprob
+from serving.delivery.stream.wire import EngineImage, EngineRequest, FinishReason, TokenLogprob
 from serving.errors import EngineFailed, PromptTooLong
 from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.chat.base import EngineDelta, EngineStats, Say, StopStrings
@@ -116,6 +116,10 @@ class FakeChatEngine:
         finally:
             self._stats.aborts += not finished and not self._dead.is_set()
 
+    async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
+        """There is no tower."""
+        return None
+
     def stats(self) -> EngineStats:
         """Counters."""
         used, running, waiting = sum(self._held.values()), self._slots.running, self._slots.waiting
@@ -159,7 +163,7 @@ class FakeChatEngine:
             reason = _reason(stopped, index, len(pieces), request.max_tokens)
             if reason is not None and not stopped:
                 text += stop.flush()
-            say(
+            is_enough = say(
                 EngineDelta(
                     text=text,
                     token_ids=(sum(map(ord, piece)),),
@@ -169,7 +173,7 @@ class FakeChatEngine:
                     num_prompt_tokens=num_prompt_tokens,
                 )
             )
-            if reason is not None:
+            if is_enough or reason is not None:
                 return
 
     async def _encode(self, request: EngineRequest) -> None:

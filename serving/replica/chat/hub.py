@@ -19,7 +19,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -27,9 +27,11 @@ from types import MappingProxyType
 import structlog
 
 from schedulers.fair_queue import EQUAL, Weights
+from schedulers.guard.calibration import GuardCalibration
+from schedulers.guard.watch import Next, Watch
 from schedulers.shared_time import SharedTime
 from schedulers.types import RejectReason
-from serving.delivery.stream.wire import Accepted, ChoiceStart, Failure, Frame
+from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, EngineRequest, Failure, FinishReason, Frame
 from serving.energy.meter import ESTIMATE
 from serving.energy.replica import ReplicaEnergy
 from serving.energy.spent import Spent
@@ -44,8 +46,10 @@ from serving.errors import (
     TooManyBytes,
 )
 from serving.fair_slots import FairSlots, SlotTurn
+from serving.guard.watching import limited, purified_request, said, watch_for
 from serving.replica.chat.base import ChatEngine, EngineDelta
 from serving.replica.chat.outbox import Outbox
+from serving.replica.chat.second_look import SecondLook, Used
 from serving.replica.chat.teller import Teller
 from serving.telemetry.events import ChoiceEndedEarly, ChoiceFinished, FirstToken, Sink, ignore
 from serving.telemetry.tracing import record
@@ -67,12 +71,24 @@ class _Running:
     """Reading of the shared clock when it got its slot."""
     used_s: float = 0.0
     """Its share of the busy time, once it is off the engine."""
+    look: SecondLook | None = None
+    """The guard's, whose share it pays for as well."""
     told: Spent = field(default_factory=Spent)
     """What its gateway hears that it took."""
 
     def used_until(self, reading: float) -> float:
-        """Its share so far."""
-        return self.used_s or (0.0 if self.started_at is None else reading - self.started_at)
+        """Its share so far, and that of the second look."""
+        own_s = self.used_s or (0.0 if self.started_at is None else reading - self.started_at)
+        return own_s + self.look_s(reading)
+
+    def look_s(self, reading: float) -> float:
+        """The share of the second look so far."""
+        return 0.0 if self.look is None else self.look.used_until(reading)
+
+    @property
+    def spent_s(self) -> float:
+        """All that it has taken, once it is off the engine; so is the second look by then."""
+        return self.used_s + self.look_s(0.0)
 
 
 class ChoiceHub:
@@ -98,6 +114,7 @@ class ChoiceHub:
         max_kv_bytes: Mapping[str, int | None] = MappingProxyType({}),
         watts: float = 1.0,
         energy: ReplicaEnergy | None = None,
+        calibration: GuardCalibration | None = None,
         clock: Callable[[], float] = time.monotonic,
         linger_s: float = LINGER_S,
     ) -> None:
@@ -112,6 +129,7 @@ class ChoiceHub:
             watts=watts,
             clock=clock,
         )
+        self._calibration = calibration
         self._max_kv_bytes = max_kv_bytes
         self._kv_bytes: Counter[str] = Counter()
         """That the choices of each tenant need, waiting ones included."""
@@ -124,6 +142,7 @@ class ChoiceHub:
             energy.work_s = self._time.busy_s
         self._boxes: dict[str, Outbox[_Running]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._looks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
         """Also set when the engine is dead."""
 
@@ -201,13 +220,14 @@ class ChoiceHub:
         self._is_stopping = True
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        while tasks := self._tasks | self._looks:  # a choice takes its second look with it
+            await asyncio.wait(tasks)
 
     # -- choices -----------------------------------------------------------------------------------------------------
 
     def _begin(self, box: Outbox[_Running], start: ChoiceStart) -> None:
         # A context of its own: this choice outlives the call that brought it.
+        start = start._replace(request=limited(start.request, start.guard, self._calibration))
         choice = _Running(predicted_s=start.predicted_s)
         box.choices[start.id] = choice
         choice.task = asyncio.get_running_loop().create_task(self._run(box, choice, start), context=Context())
@@ -219,7 +239,7 @@ class ChoiceHub:
         self._tasks.discard(task)
         box.choices.pop(number, None)
         if self._energy is not None:
-            self._energy.forgo(max(0.0, choice.used_s - choice.told.seconds))
+            self._energy.forgo(max(0.0, choice.spent_s - choice.told.seconds))
         if task.cancelled():
             self._tell(ChoiceEndedEarly(self._model, "cancelled"))
 
@@ -240,7 +260,7 @@ class ChoiceHub:
             self._fail(box, choice, start.id, failed)
 
     @asynccontextmanager
-    async def _slot(self, choice: _Running, start: ChoiceStart) -> AsyncIterator[None]:
+    async def _slot(self, choice: _Running | Used, start: ChoiceStart) -> AsyncIterator[None]:
         deadline_s = self._clock() + start.remaining_s
         held_bytes = self._engine.held_bytes(start.request)
         self._check_kv(start.tenant, held_bytes)
@@ -268,7 +288,7 @@ class ChoiceHub:
 
     @asynccontextmanager
     async def _turn(
-        self, choice: _Running, start: ChoiceStart, deadline_s: float, held_bytes: int
+        self, choice: _Running | Used, start: ChoiceStart, deadline_s: float, held_bytes: int
     ) -> AsyncIterator[None]:
         turn = SlotTurn(
             start.tenant,
@@ -293,7 +313,7 @@ class ChoiceHub:
 
     def _fail(self, box: Outbox[_Running], choice: _Running, number: int, error: ServingError) -> None:
         self._tell(ChoiceEndedEarly(self._model, error.code))
-        spent = self._spend(choice, choice.used_s)
+        spent = self._spend(choice, choice.spent_s)
         box.put(Failure(number, error, spent.seconds, spent.joules), is_urgent=True)
 
     async def _explained(self, error: EngineFailed) -> ServingError:
@@ -314,19 +334,24 @@ class ChoiceHub:
             started_s = self._clock()
             choice.started_at = self._time.enter(started_s)
             teller = Teller(start, self._time, self._clock, choice.started_at, started_s - arrived_s)
+            watch = self._watched(choice, start)
 
-            def say(delta: EngineDelta) -> None:
+            def say(delta: EngineDelta) -> bool:
+                delta, is_enough = self._guarded(choice, watch, delta)
                 is_first = teller.first_s is None
                 if is_first:
                     self._tell(FirstToken(self._model, self._clock() - arrived_s, started_s - arrived_s))
                 if (item := teller.add(delta)) is not None:
                     if item.finish_reason is not None:
-                        item = item._replace(joules=self._spend(choice, item.prefill_s + item.decode_s).joules)
+                        item = self._last(choice, watch, item)
                     box.put(item, is_urgent=is_first or item.finish_reason is not None)
+                return is_enough
 
             try:
                 await self._engine.run(start.request, say)
             finally:
+                if choice.look is not None:
+                    choice.look.stop()
                 now_s = self._clock()
                 choice.used_s = self._time.leave(now_s) - choice.started_at
                 spans = (("queue", started_s - arrived_s), ("run", now_s - started_s))
@@ -334,3 +359,39 @@ class ChoiceHub:
         if teller.finish_reason is None:
             raise EngineFailed("the model stopped before the answer was complete; retry")
         self._tell(ChoiceFinished(self._model, teller.num_tokens, teller.answer_s))
+
+    # -- the guard ---------------------------------------------------------------------------------------------------
+
+    def _watched(self, choice: _Running, start: ChoiceStart) -> Watch | None:
+        if start.guard is None:
+            return None
+        watch = watch_for(start.request, start.guard, self._calibration)
+        again = purified_request(start.request, start.guard)
+        beside = start._replace(rank=min(0, start.rank) - 1)  # before what its tenant has waiting
+
+        def room(used: Used, request: EngineRequest) -> AbstractAsyncContextManager[None]:
+            return self._slot(used, beside._replace(request=request))
+
+        choice.look = SecondLook(self._engine, again, watch, room, self._time, self._clock)
+        return watch
+
+    def _guarded(self, choice: _Running, watch: Watch | None, delta: EngineDelta) -> tuple[EngineDelta, bool]:
+        """What is said of a choice, and whether it ends with that though its engine would go on."""
+        if watch is None:
+            return delta, False
+        now = watch.push(delta.token_ids, delta.log_p_ends, delta.finish_reason is not None)
+        if now is Next.END:
+            return delta._replace(finish_reason=FinishReason.LENGTH), True
+        if now is Next.LOOK_TWICE and choice.look is not None and (task := choice.look.begin()) is not None:
+            self._looks.add(task)
+            task.add_done_callback(self._looks.discard)
+        return delta, False
+
+    def _last(self, choice: _Running, watch: Watch | None, item: Delta) -> Delta:
+        """The end of a choice, with all that it cost."""
+        look_s = 0.0
+        if watch is not None and choice.look is not None:
+            choice.look.stop()
+            look_s = choice.look_s(0.0)
+            item = item._replace(decode_s=item.decode_s + look_s, guard=said(watch, look_s))
+        return item._replace(joules=self._spend(choice, item.prefill_s + item.decode_s).joules)

@@ -7,8 +7,10 @@ from typing import Literal
 
 from models.contract import Family, Prompts, Variant
 from models.registry import family_for
+from schedulers.guard.calibration import GuardCalibration
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
+from serving.guard.calibrated import read_calibration
 from serving.replica.chat.base import ChatEngine
 from serving.replica.chat.checks import EngineSetup
 from serving.replica.chat.fake_engine import BytePrompts, FakeChatEngine
@@ -32,6 +34,15 @@ def checkpoint_of(model: ResolvedModel[StreamOptions]) -> Path:
             f"its checkpoint_dir (--model {model.id}=FOLDER), or leave it out of models"
         )
     return folder
+
+
+def calibration_of(model: ResolvedModel[StreamOptions]) -> GuardCalibration | None:
+    """What benign answers of its checkpoint are like; None where nobody has calibrated the guard for it.
+
+    Raises: ConfigError: what lies there is of other weights, or no calibration.
+    """
+    _, variant = family_of(model)
+    return None if variant.weights is None else read_calibration(variant.weights)
 
 
 def context_of(model: ResolvedModel[StreamOptions]) -> int:

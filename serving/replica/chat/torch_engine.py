@@ -104,12 +104,19 @@ class TorchEngine:
                     finished = delta.finish_reason is not None
                     self._stats.prefill_tokens += delta.num_prompt_tokens if sequence.is_first else 0
                     self._stats.decode_tokens += len(delta.token_ids)
-                    say(delta)
+                    finished = bool(say(delta)) or finished
             finally:
                 self._held.pop(request.request_id, None)
                 self._slots.release(turn, 0.0)
         finally:
             self._stats.aborts += not finished
+
+    async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
+        """On the engine's thread, between the steps of others. ``other`` is not kept."""
+        await self.check_health()
+        assert self._loaded is not None, "check_health has seen it"
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._loaded.image_distance, one, other)
 
     def stats(self) -> EngineStats:
         """Counters."""
@@ -156,14 +163,21 @@ class _Loaded:
         self.checks = RequestChecks(setup, prompts, vocab_size)
         self.token_bytes = _token_bytes(network.language_model)
         self.schemas = SchemaCompiler.of_model(setup.folder, vocab_size)
+        self._encoder = _Encoder(network, setup.options.image_cache_mb << 20, stats)
         self._model = Model(
             language=network.language_model,
-            encode=_Encoder(network, setup.options.image_cache_mb << 20, stats).encode,
+            encode=self._encoder.encode,
             tokenizer=Tokenizer.from_file(str(setup.folder / "tokenizer.json")),
             image_token_id=prompts.image_id,
             end_token_id=prompts.end_of_turn_id,
             device=torch.device(setup.device),
         )
+
+    @torch.inference_mode()
+    def image_distance(self, one: EngineImage, other: EngineImage) -> float:
+        """See ``ChatEngine``."""
+        first, second = self._encoder.encode(one).float(), self._encoder.look(other).float()
+        return float(1.0 - torch.cosine_similarity(first, second, dim=-1).mean())
 
     def sequence(self, request: EngineRequest, matcher: SchemaMatcher | None) -> TorchSequence:
         prompt = self._prompts.expand(request.prompt_token_ids, [image.grid for image in request.images])
@@ -195,13 +209,18 @@ class _Encoder:
             self._kept.move_to_end(image.key)
             self._stats.image_cache_hits += 1
             return kept
+        self._stats.image_cache_misses += 1
+        embeddings = self.look(image)
+        self._keep(image.key, embeddings)
+        return embeddings
+
+    def look(self, image: EngineImage) -> Tensor:
+        """(tokens, width) of one image that nobody will ask for again."""
         started = time.perf_counter()
         tiles = torch.tensor(image.tiles)  # a copy: shared memory may be read-only
         embeddings: Tensor = self._network.encode_images(tiles, [image.grid])[0]
-        self._stats.image_cache_misses += 1
         self._stats.encoder_images += 1
         self._stats.encoder_seconds += time.perf_counter() - started
-        self._keep(image.key, embeddings)
         return embeddings
 
     def _keep(self, key: str, embeddings: Tensor) -> None:

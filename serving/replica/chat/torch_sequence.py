@@ -116,7 +116,13 @@ class TorchSequence:
             logprobs=self._logprobs(logits, token),
             num_cached_tokens=0,
             num_prompt_tokens=len(self._prompt),
+            log_p_ends=self._log_p_ends(logits),
         )
+
+    def _log_p_ends(self, logits: Tensor) -> tuple[float, ...] | None:
+        if not self._request.tells_ends:
+            return None
+        return (float(logits[self._model.end_token_id] - logits.logsumexp(-1)),)
 
     def _reason(self, stopped: bool) -> FinishReason | None:
         if stopped:

@@ -31,7 +31,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from models.contract import Grid, Prompts
 from serving.config import StreamOptions
-from serving.delivery.stream.wire import EngineRequest, FinishReason, Tiles, TokenLogprob
+from serving.delivery.stream.wire import EngineImage, EngineRequest, FinishReason, Tiles, TokenLogprob
 from serving.errors import EngineFailed, InvalidRequest
 from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.checks import EngineSetup, RequestChecks
@@ -154,6 +154,10 @@ class VllmEngine:
                 self._beat.stats.aborts += 1
                 await self._abort(request)
 
+    async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
+        """vLLM keeps its embeddings to itself."""
+        return None
+
     def stats(self) -> EngineStats:
         """Counters as of the engine's last step."""
         return replace(self._beat.stats)
@@ -172,6 +176,8 @@ class VllmEngine:
             if (prompt := await self._rendered(llm, request)) is not None:
                 await self._listen(llm, listener, prompt, params)
             if listener.is_complete:
+                if listener.had_enough:
+                    await self._abort(request)
                 return
             if listener.has_spoken or not request.images or pause_s is None:
                 break
@@ -325,7 +331,7 @@ class _Listener:
         self.request = request
         self.collector: RequestOutputCollector | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.has_spoken = self.is_complete = False
+        self.has_spoken = self.is_complete = self.had_enough = False
         self._say = say
         self._text = ""
 
@@ -353,9 +359,10 @@ class _Listener:
             self._text += delta.text
             _check_json(self.request, self._text, delta.finish_reason)
         self.has_spoken = True
-        self._say(delta)
-        if delta.finish_reason is not None:
+        is_enough = bool(self._say(delta))
+        if is_enough or delta.finish_reason is not None:
             self.is_complete = True
+            self.had_enough = delta.finish_reason is None
             self.over.set_result(None)
 
     def fail(self, error: Exception) -> None:

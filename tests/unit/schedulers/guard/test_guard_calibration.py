@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schedulers.guard.calibration import FORMAT, MIN_NUM, Group, GuardCalibration
+from schedulers.guard.calibration import FORMAT, MIN_NUM, MIN_NUM_OF_CAP, Group, GuardCalibration
 from schedulers.guard.conformal import NO_BOUND
 from schedulers.guard.text import Asked, TextModel
 
@@ -18,13 +18,13 @@ def calibration(**groups: Group) -> GuardCalibration:
         checkpoint_sha256="0" * 64,
         num_benign=300,
         text=TextModel(weights=(0.0,) * 16, intercept=3.0),
-        groups={"all": group(num=200), **groups},
+        groups={"all": group(num=800), **groups},
         special_ids=frozenset({7, 8}),
     )
 
 
-def group(num: int = 120, **fields: Any) -> Group:
-    return Group(num=num, p95_tokens=40, residuals=tuple(i / num for i in range(num)), **fields)
+def group(num: int = 700, p95_tokens: int = 40, **fields: Any) -> Group:
+    return Group(num=num, p95_tokens=p95_tokens, residuals=tuple(i / num for i in range(num)), **fields)
 
 
 def test_what_is_written_is_what_is_read() -> None:
@@ -36,8 +36,15 @@ def test_what_is_written_is_what_is_read() -> None:
 
 def test_small_and_unknown_groups_fall_back_on_all() -> None:
     found = calibration(**{"free-64": group(), "free-16": group(num=MIN_NUM - 1)})
-    assert found.group("free-64").num == 120
-    assert found.group("free-16").num == found.group("never heard of").num == 200
+    assert found.group("free-64").num == 700
+    assert found.group("free-16").num == found.group("never heard of").num == 800
+
+
+def test_fewer_answers_say_where_they_end_than_which_of_them_are_rare() -> None:
+    for num, cap in ((MIN_NUM_OF_CAP, 12), (MIN_NUM_OF_CAP - 1, 40)):
+        found = calibration(**{"free-64": group(num=num, p95_tokens=12)})
+        assert found.group("free-64").num == 800
+        assert found.expected(Asked("Describe it"), 500).cap_tokens == cap
 
 
 def test_text_says_group_bound_and_cap() -> None:

@@ -117,7 +117,7 @@ def test_embedding_that_moves_is_a_reason_and_one_that_does_not_excuses_nobody()
         one = watch(squeeze=benign)
         push(one, 2 * BOUND)
         before = one.verdict().action
-        one.squeezed(distance)
+        one.squeezed([distance])
         assert one.verdict().action is before is Action.DEPRIORITISED
         assert ("squeeze" in one.verdict().reasons) is is_reason
         assert one.push((1,)) is Next.LOOK_TWICE

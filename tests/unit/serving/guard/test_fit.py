@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from schedulers.guard.calibration import GuardCalibration
+from schedulers.guard.calibration import MIN_NUM_OF_CAP, GuardCalibration
 from schedulers.guard.stream import StreamMonitor
 from schedulers.guard.text import POOLED, Asked
 from schedulers.policies.guard import combined
-from serving.guard.fit import MIN_NUM, Benign, end_median, fit, text_model
+from serving.guard.fit import Benign, end_median, fit, text_model
 
 
 def benign(rng: np.random.Generator, count: int) -> list[Benign]:
@@ -80,7 +80,7 @@ def test_groups_are_those_with_enough_answers() -> None:
     answers = benign(np.random.default_rng(4), 1600)
     calibration = fit(answers, model="m", checkpoint_sha256="0" * 64)
     assert {POOLED} < set(calibration.groups)
-    assert all(group.num >= MIN_NUM or name == POOLED for name, group in calibration.groups.items())
+    assert all(group.num >= MIN_NUM_OF_CAP or name == POOLED for name, group in calibration.groups.items())
     assert calibration.groups[POOLED].num == 1280
 
 
