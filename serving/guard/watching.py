@@ -1,8 +1,8 @@
 """What a gateway's order means for one choice on a replica, and what is said of it at its end.
 
-A request that asks for length itself is not watched: with ``ignore_eos``, or ``min_tokens`` over its cap, it goes on
-where the model would have ended, and what it then says is no evidence of anything. It pays for what it asked for. Where
-``min_tokens`` is less than that, the end's probability alone is left out.
+A request that asks for length itself is not watched: with ``ignore_eos``, or ``min_tokens`` of its cap or more, it goes
+on where the model would have ended, and what it then says is no evidence of anything. It pays for what it asked for.
+The end's probability is no evidence either where a bias, a schema or fewer ``min_tokens`` decide when it may end.
 """
 
 from __future__ import annotations
@@ -76,11 +76,12 @@ def _group(order: GuardOrder, calibration: GuardCalibration | None) -> Group | N
 
 
 def _layers(request: EngineRequest, order: GuardOrder) -> tuple[str, ...]:
-    return tuple(layer for layer in order.layers if layer != Layer.EOS or not request.min_tokens)
+    decides_end = bool(request.min_tokens or request.logit_bias or request.json_schema is not None)
+    return tuple(layer for layer in order.layers if layer != Layer.EOS or not decides_end)
 
 
 def _asks_for_length(request: EngineRequest, order: GuardOrder) -> bool:
-    return request.ignore_eos or request.min_tokens > order.cap_tokens
+    return request.ignore_eos or request.min_tokens >= order.cap_tokens
 
 
 def _watches_ends(request: EngineRequest, order: GuardOrder, calibration: GuardCalibration | None) -> bool:

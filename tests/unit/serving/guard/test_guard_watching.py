@@ -51,7 +51,7 @@ def seen(one: EngineRequest, what: GuardOrder) -> set[str]:
 def test_all_detectors_watch_an_ordinary_request() -> None:
     stream = {"length", "repeat", "special", "eos"}
     assert seen(request(), order()) == stream | {"screen", "squeeze"}
-    assert seen(request(json_schema="{}"), order()) == {"length", "special", "eos", "screen", "squeeze"}
+    assert seen(request(json_schema="{}"), order()) == {"length", "special", "screen", "squeeze"}
     assert watch_for(request(), order(), None).p_values() == {"screen": 1.0}, "nothing to compare with"
 
 
@@ -62,11 +62,12 @@ def test_each_layer_has_a_switch(layer: str) -> None:
 
 
 def test_request_that_asks_for_length_is_no_suspect_for_being_long() -> None:
-    for asking in ({"ignore_eos": True}, {"min_tokens": CAP + 1}):
+    for asking in ({"ignore_eos": True}, {"min_tokens": CAP}):
         assert seen(request(**asking), order()) == {"screen"}, asking
         watch = watch_for(request(**asking), order(p_values={"screen": 0.001}), CALIBRATION)
         assert {watch.push((1,)) for _ in range(500)} == {Next.GO_ON}
     assert "eos" not in seen(request(min_tokens=2), order())
+    assert "eos" not in seen(request(logit_bias={1: -5.0}), order())
     assert "length" in seen(request(min_tokens=2), order())
 
 
