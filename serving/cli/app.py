@@ -90,6 +90,7 @@ def build() -> typer.Typer:
         completion_command,
         convert_commands,
         families_command,
+        guard_commands,
         loadtest_commands,
         metrics_command,
         model_commands,
@@ -112,6 +113,7 @@ def build() -> typer.Typer:
     system_commands.register(app)
     metrics_command.register(app)
     tenant_commands.register(app)
+    guard_commands.register(app)
     budget_command.register(app)
     for task in TASKS:
         if task.verbs is not None:
@@ -120,6 +122,7 @@ def build() -> typer.Typer:
         model_commands,
         moe_commands,
         families_command,
+        guard_commands,
         convert_commands,
         loadtest_commands,
         simulate_command,

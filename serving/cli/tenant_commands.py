@@ -12,13 +12,13 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
+from serving.cli.operators import PANEL, ConfigOption, JsonOption, PortOption, actor, asked, shown_time
 from serving.client.exits import Exit
 from serving.client.options import QuietOption
 from serving.client.told import Failed, show_table
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from serving.tenants import Known, TenantRecord, TenantRecords
 
 T = TypeVar("T")
-_PANEL = "The system on this machine"
 _HELP = "Tenants of a running system: keys, limits and rights."
 _EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "list": ("vireo tenants list", "vireo tenants list --port 8100 --json"),
@@ -45,27 +44,13 @@ _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 """A number that YAML takes for a text."""
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _MAX_DAYS = 3650
-_TIMEOUT_S = 5.0
 _TRIES = 10
 _SHOWN_DIGITS = 8
 
-PortOption = Annotated[int | None, typer.Option(help="HTTP port of the system; default 8000.")]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        metavar="FILE",
-        help="The configuration that it was started with, if that names its Redis or its secret.",
-        exists=True,
-        dir_okay=False,
-    ),
-]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The tenant.")]
 FieldsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="As in the configuration: weight=2, admin=true.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -82,7 +67,7 @@ def register(app: typer.Typer) -> None:
     ):
         examples = "\n  ".join(_EXAMPLES[name])
         tenants.command(name, epilog=f"\b\nExamples:\n  {examples}\n")(command)
-    app.add_typer(tenants, name="tenants", rich_help_panel=_PANEL)
+    app.add_typer(tenants, name="tenants", rich_help_panel=PANEL)
 
 
 class _Seen(NamedTuple):
@@ -143,13 +128,13 @@ def audit(
         typer.echo(json.dumps([msgspec.to_builtins(change) for change in changes], indent=1))
         return
     cells = [
-        (_time(each.at_s), each.actor, each.action, each.tenant, ", ".join(map("=".join, _pairs(each.fields))))
+        (shown_time(each.at_s), each.actor, each.action, each.tenant, ", ".join(map("=".join, _pairs(each.fields))))
         for each in changes
     ]
     show_table(("when", "who", "did", "tenant", "fields"), cells)
     for newer, older in pairwise(changes):
         if newer.after != older.version:
-            typer.echo(f"vireo: before {_time(newer.at_s)} entries are missing: somebody removed them", err=True)
+            typer.echo(f"vireo: before {shown_time(newer.at_s)} entries are missing: somebody removed them", err=True)
 
 
 # -- changing --------------------------------------------------------------------------------------------------------
@@ -199,7 +184,7 @@ def rotate(
     now_s = time.time()
     old_until_s = now_s if drop_old else now_s + _seconds(keep_old_for or "1d")
     key, digest = _new_key()
-    fields = {"old_keys_until": _time(old_until_s)}
+    fields = {"old_keys_until": shown_time(old_until_s)}
     _change(
         port,
         config,
@@ -209,7 +194,7 @@ def rotate(
         lambda seen: rotated(seen.records, seen.base, name, digest, now_s=now_s, old_until_s=old_until_s),
     )
     typer.echo(key)
-    _note(f"this key is shown once; the others are closed {'now' if drop_old else _time(old_until_s)}", quiet)
+    _note(f"this key is shown once; the others are closed {'now' if drop_old else shown_time(old_until_s)}", quiet)
 
 
 def set_fields(
@@ -275,7 +260,7 @@ def _change(
             # Grows over a server that has lost everything, too.
             version = max(before + 1, int(1e3 * now_s))
             entry = Change(
-                version=version, after=before, at_s=now_s, actor=_actor(), action=action, tenant=name, fields=fields
+                version=version, after=before, at_s=now_s, actor=actor(), action=action, tenant=name, fields=fields
             )
             if await store.write(sealed, store.seal(msgspec.structs.replace(after, version=version)), entry):
                 return seen
@@ -306,39 +291,9 @@ async def _see(store: TenantStore, sealed: bytes | None = None) -> _Seen:
 
 def _run(port: int | None, config: Path | None, ask: Callable[[TenantStore], Awaitable[T]]) -> T:
     """Raises: Failed: nothing runs there, or its Redis is away. ConfigError."""
-    import asyncio
-
-    from serving.errors import StoreUnavailable
-    from serving.stores.connection import RedisConfig
     from serving.stores.tenants import TenantStore
 
-    url, secret = _store(port, config)
-
-    async def asked() -> T:
-        store = TenantStore(RedisConfig(url=url, timeout_s=_TIMEOUT_S, max_connections=1), secret.encode())
-        try:
-            return await ask(store)
-        finally:
-            await store.stop()
-
-    try:
-        return asyncio.run(asked())
-    except StoreUnavailable as error:
-        from serving.config import mask_url
-
-        raise Failed(f"{error.message} ({mask_url(url)}); is the system up?", Exit.UNREACHABLE) from None
-
-
-def _store(port: int | None, config: Path | None) -> tuple[str, str]:
-    """URL and secret of the system on this machine, or of the configuration that says both."""
-    from serving import config as configuration
-    from serving.cli.run_state import found
-
-    settings = configuration.load(config, () if port is None else (f"http.port={port}",))
-    run_dir, state = found(settings.http.port, configuration.run_dir_of(settings))
-    if state is None and settings.redis.url == "embedded":
-        raise Failed(f"nothing is running on port {settings.http.port}; name another with --port", Exit.UNREACHABLE)
-    return configuration.store_of(settings, run_dir)
+    return asked(port, config, TenantStore, ask)
 
 
 # -- words -----------------------------------------------------------------------------------------------------------
@@ -392,11 +347,7 @@ def _is_open(until_s: Any) -> bool:
 def _until(until_s: float | None) -> str:
     if until_s is None:
         return "open"
-    return f"open until {_time(until_s)}" if _is_open(until_s) else "closed"
-
-
-def _time(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"open until {shown_time(until_s)}" if _is_open(until_s) else "closed"
 
 
 def _mark(is_changed: bool) -> str:
@@ -422,19 +373,6 @@ def _new_key() -> tuple[str, str]:
     """A key and its hash."""
     key = f"vk-{secrets.token_urlsafe(32)}"
     return key, hashlib.sha256(key.encode()).hexdigest()
-
-
-def _actor() -> str:
-    import getpass
-    import socket
-
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user that this machine has no name for, as in a container
-        import os
-
-        user = f"uid-{os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _fields(written: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ NumPy alone; 2 to 3 ms for a tile of 224 x 224 on one core. Of more than ``MAX_P
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -25,7 +24,21 @@ _BLOCK: Final = 8
 _BIN_ENDS: Final = (0, 1, 2, 4, 6, 7, 8, 10, 12, 16, 24, 40)
 """Ends of the bins of a residual's size, grey levels; the last bin is open."""
 _QUANTILES: Final = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-_LAGS: Final = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (0, 3), (3, 0), (0, 7), (7, 0), (0, 8), (8, 0), (0, 14), (14, 0))
+_LAGS: Final = (
+    (0, 1),
+    (1, 0),
+    (1, 1),
+    (0, 2),
+    (2, 0),
+    (0, 3),
+    (3, 0),
+    (0, 7),
+    (7, 0),
+    (0, 8),
+    (8, 0),
+    (0, 14),
+    (14, 0),
+)
 """Rows and columns between two pixels that are compared; 7 and 14 are sides of patches, 8 is that of JPEG's blocks."""
 _CLIP: Final = 24
 """Grey levels above which a step is an edge, and all edges are alike."""
@@ -143,7 +156,8 @@ def _block_sums(values: Floats) -> Floats:
     rows, cols = height // _BLOCK, width // _BLOCK
     columns = np.kron(np.eye(cols, dtype=np.float32), np.ones((_BLOCK, 1), np.float32))
     across = values[:, : rows * _BLOCK, : cols * _BLOCK] @ columns
-    return across.reshape(num, rows, _BLOCK, cols).sum(2)
+    sums: Floats = across.reshape(num, rows, _BLOCK, cols).sum(2)
+    return sums
 
 
 def _grid(green: Pixels) -> list[float]:
@@ -192,8 +206,3 @@ def _mean_step(x: Pixels) -> float:
 
 def _log(value: float, floor: float = _FLOOR) -> float:
     return float(np.log(max(float(value), floor)))
-
-
-def stacked(pictures: Sequence[Pixels], secret: bytes = b"") -> Floats:
-    """Features of many pictures: (N, len(NAMES))."""
-    return np.stack([features(picture, secret) for picture in pictures])

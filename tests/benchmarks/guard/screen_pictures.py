@@ -1,7 +1,7 @@
 """Benign pictures of many kinds, to train the pre-screen with, to calibrate it and to judge it: most of them hard.
 
-Three parts with seeds of their own, none of which is a seed of ``tests.benchmarks.guard.corpus`` or of an attack. Photos
-are parts of photographs that ship with scikit-learn and scikit-image, of which each part has its own.
+Three parts with seeds of their own, none of which is a seed of ``tests.benchmarks.guard.corpus`` or of an attack.
+Photos are parts of photographs that ship with scikit-learn and scikit-image, of which each part has its own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def pictures(part: Part, kind: str, count: int) -> Iterator[Pixels]:
 def drawn(rng: np.random.Generator, part: Part = "training") -> Pixels:
     """Rendered, as the models were trained on."""
     fonts, task = default_fonts(), _pick(rng, _DRAWN)
-    example = scene(rng, "test", fonts).example(rng, "caption") if task == "verbose" else TASKS[task](rng, "test", fonts)
+    example = (
+        scene(rng, "test", fonts).example(rng, "caption") if task == "verbose" else TASKS[task](rng, "test", fonts)
+    )
     return np.asarray(example.image.convert("RGB"), np.uint8)
 
 
@@ -57,7 +59,9 @@ def photo(rng: np.random.Generator, part: Part) -> Pixels:
     size = int(rng.integers(min(120, min(source.size) // 2), min(source.size) + 1))
     x, y = int(rng.integers(source.width - size + 1)), int(rng.integers(source.height - size + 1))
     side = int(_pick(rng, ("224", "224", "224", "448", "300")))
-    cut = source.crop((x, y, x + size, y + size)).resize((side, side), Image.Resampling(int(_pick(rng, ("1", "2", "3")))))
+    cut = source.crop((x, y, x + size, y + size)).resize(
+        (side, side), Image.Resampling(int(_pick(rng, ("1", "2", "3"))))
+    )
     pixels = np.asarray(cut, np.uint8)
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
@@ -95,7 +99,7 @@ def resized(rng: np.random.Generator, part: Part) -> Pixels:
 
 
 def noisy(rng: np.random.Generator, part: Part) -> Pixels:
-    """With noise of a bad camera: of 2 to 40 levels, even or normal, in grey or in colours, at times denoised by JPEG."""
+    """With a bad camera's noise: of 2 to 40 levels, even or normal, in grey or in colours, then at times JPEG."""
     return _noised(rng, any_of(rng, part), float(rng.uniform(2, 40)))
 
 
@@ -116,7 +120,9 @@ def pure_noise(rng: np.random.Generator, part: Part) -> Pixels:
     """Nothing but noise, at several scales."""
     side = int(_pick(rng, ("224", "112", "56", "28")))
     noise = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(noise).resize((224, 224), Image.Resampling(int(_pick(rng, ("0", "2"))))), np.uint8)
+    return np.asarray(
+        Image.fromarray(noise).resize((224, 224), Image.Resampling(int(_pick(rng, ("0", "2"))))), np.uint8
+    )
 
 
 KINDS: dict[str, Callable[[np.random.Generator, Part], Pixels]] = {
