@@ -9,6 +9,7 @@ from serving.config import ResolvedConfig
 from serving.guard.fingerprints import Fingerprints
 from serving.guard.gateway import ChatGuard
 from serving.guard.pictures import Pictures
+from serving.guard.screen import shipped_screen
 from serving.guard.store import Quarantine
 from serving.stores.breaker import BreakerConfig
 from serving.stores.connection import RedisConfig
@@ -23,7 +24,7 @@ def build_guard(
     settings, secret = config.settings.guard, config.secret.encode()
     redis = RedisConfig(url=config.store_url, timeout_s=config.settings.redis.timeout_s, breaker=BreakerConfig())
     pictures = Pictures(
-        None,
+        shipped_screen(secret) if settings.screen else None,
         Quarantine(redis, secret, ttl_s=settings.quarantine_s, tell=tell) if settings.replay else None,
         Fingerprints(secret),
         tell,
