@@ -3,7 +3,7 @@
     EndUnseen       the end is delayed while it stays as probable as a CUSUM over its logarithm lets pass
     JustUnder       the answer grows up to the length bound of its text, and ends there
     squeeze_score   the model's embedding moves little when the picture is coarsened
-    screen_score    the pre-screen's score, of ``serving.guard.screen``
+    screen_score    the pre-screen's score (``screening``)
 
 ``EndUnseen`` and ``JustUnder`` are objectives; the others are scores of pixels (``Recipe.avoids``), whose gradient is
 added at a weight of its own beside the attack's.

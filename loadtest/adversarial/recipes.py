@@ -11,6 +11,7 @@ from loadtest.adversarial.blackbox import Score
 from loadtest.adversarial.evading import PixelScore
 from loadtest.adversarial.objectives import Make
 from loadtest.adversarial.perturbation import EPS, Additive, Patch, Space, Start
+from loadtest.adversarial.screening import screen_score
 
 STEP = 1 / 255
 _KNOWS = "knows the guard:"
@@ -144,6 +145,12 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
         **{
             f"delayed-eos-squeeze-{weight:g}": _delayed(
                 f"embedding kept still, weight {weight:g}", avoids=evading.squeeze_score, avoid_weight=weight
+            )
+            for weight in (0.3, 1.0, 3.0)
+        },
+        **{
+            f"delayed-eos-screen-{weight:g}": _delayed(
+                f"pre-screen's score, weight {weight:g}", avoids=screen_score, avoid_weight=weight
             )
             for weight in (0.3, 1.0, 3.0)
         },

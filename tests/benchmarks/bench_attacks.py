@@ -164,22 +164,24 @@ def _row(chosen: Sequence[Record], paid: Sequence[Record]) -> dict[str, Any]:
         "energy_amplification": ratio_of_means([one.victim_j for one in chosen], [one.clean_j for one in chosen]),
         "extra_j": float(np.mean([one.victim_j - one.clean_j for one in chosen])),
         "attacker_j": sum(one.attacker_j for one in paid) / len(paid),
-        "iterations": float(np.mean([one.iterations for one in paid])),
+        "iterations": float(max(one.iterations for one in paid)),
+        "purified_tokens": sum(sum(one.purified_tokens) for one in chosen)
+        / max(1, sum(len(one.purified_tokens) for one in chosen)),
     }
 
 
 def _keep_picture(kept: Path, folder: Path, done: Sequence[Record]) -> None:
     """Of a run that works, the picture whose answer grew most, of those that a shared patch never saw if it is one; the
     others are made again by the command."""
-    kept.mkdir(parents=True, exist_ok=True)
     longest = max([one for one in done if one.is_held_out] or done, key=lambda record: record.amplification)
-    of_run = f"{longest.model}-{longest.attack}"
+    mine = kept / longest.model
+    mine.mkdir(parents=True, exist_ok=True)
     for task in TASKS[longest.model]:
-        for old in kept.glob(f"{of_run}-{task}-[0-9][0-9].png"):
+        for old in mine.glob(f"{longest.attack}-{task}-[0-9][0-9].png"):
             old.unlink()
-    is_control = RECIPES[longest.attack].is_control
-    if longest.amplification >= WORKS and not is_control:
-        shutil.copyfile(folder / f"{longest.index:02d}.png", kept / f"{of_run}-{longest.task}-{longest.index:02d}.png")
+    if longest.amplification >= WORKS and not RECIPES[longest.attack].is_control:
+        name = f"{longest.index:02d}.png"
+        shutil.copyfile(folder / name, mine / f"{longest.attack}-{longest.task}-{name}")
 
 
 # -- other models ----------------------------------------------------------------------------------------------------
@@ -227,27 +229,34 @@ Table = tuple[str, list[str], list[list[object]]]
 
 
 def _images_tables(part: Mapping[str, Any]) -> Iterator[Table]:
-    header = ["attack", "prompt class", "pictures", "tokens before", "after", "times as long", "at the cap"]
-    header += ["times the joules", "attacker's J a picture", "J more an answer"]
+    header = ["attack", "prompt class", "pictures", "iterations", "tokens before", "after", "times as long"]
+    header += ["at the cap", "times the joules", "attacker's J a picture", "J more an answer"]
     for model in dict.fromkeys(row["model"] for row in part["rows"]):
-        cells: list[list[object]] = [
-            [
-                row["attack"],
-                row["task"],
-                row["pictures"],
-                f"{row['clean_tokens']:.1f}",
-                f"{row['tokens']:.1f}",
-                _interval(row["amplification"]),
-                _interval(row["at_cap"], percent=True),
-                _interval(row["energy_amplification"]),
-                f"{row['attacker_j']:.0f}",
-                f"{row['extra_j']:.1f}",
-            ]
-            for row in part["rows"]
-            if row["model"] == model
-        ]
         weights = next(run["weights"] for run in part["calls"] if run["model"] == model)
-        yield f"**{model}** ({weights[:12]}), greedy, at most {part['cap']} tokens, no guard", header, cells
+        title = f"**{model}** ({weights[:12]}), greedy, at most {part['cap']} tokens, no guard"
+        own = [row for row in part["rows"] if row["model"] == model]
+        basic = [_cells(row) for row in own if not RECIPES[row["attack"]].knows_guard]
+        knowing = [[*_cells(row), f"{row['purified_tokens']:.1f}"] for row in own if RECIPES[row["attack"]].knows_guard]
+        if basic:
+            yield title, header, basic
+        if knowing:
+            yield f"{title}: attackers who know the guard", [*header, "tokens of a purified copy"], knowing
+
+
+def _cells(row: Mapping[str, Any]) -> list[object]:
+    return [
+        row["attack"],
+        row["task"],
+        row["pictures"],
+        f"{row['iterations']:.0f}",
+        f"{row['clean_tokens']:.1f}",
+        f"{row['tokens']:.1f}",
+        _interval(row["amplification"]),
+        _interval(row["at_cap"], percent=True),
+        _interval(row["energy_amplification"]),
+        f"{row['attacker_j']:.0f}",
+        f"{row['extra_j']:.1f}",
+    ]
 
 
 def _calls_table(document: Mapping[str, Any]) -> Table:

@@ -12,15 +12,22 @@ import numpy as np
 import pytest
 import torch
 
-from loadtest.adversarial import runs
 from loadtest.adversarial.attack import Attack
+from loadtest.adversarial.bounds import bounds_of
 from loadtest.adversarial.evading import EndUnseen, JustUnder, medians_of, squeeze_score
 from loadtest.adversarial.objectives import DelayedEnd
 from loadtest.adversarial.perturbation import as_pixels, quantised
 from loadtest.adversarial.purifier import Purification, copies, squeezed
 from loadtest.adversarial.recipes import BASIC, KNOWING, RECIPES
+from loadtest.adversarial.screening import screen_score, soft_features
 from loadtest.adversarial.victim import Answer, Trace, Victim
+from models.registry import find
+from schedulers.guard.calibration import Group, GuardCalibration
+from schedulers.guard.text import TextModel
 from serving.delivery.stream.wire import EngineImage
+from serving.guard import purify
+from serving.guard.features import features
+from serving.guard.screen import shipped_screen
 from tests.support.chat_models import TILE
 from tests.support.victims import make_pictures, prompts_of
 
@@ -44,7 +51,6 @@ def test_recipes_know_the_guard_or_do_not() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_purified_copy_is_the_guard_s_to_the_byte(seed: int) -> None:
-    purify = pytest.importorskip("serving.guard.purify")
     (picture,) = make_pictures(1, seed=seed)
     image = EngineImage("key", picture[None], (1, 1))
     theirs = purify.purified(image, random.Random(seed)).tiles[0]
@@ -117,6 +123,24 @@ def test_nothing_over_the_goal_is_kept(victim: Victim) -> None:
     assert "goals [3, 4]" in state.label
 
 
+def test_a_screen_s_score_is_the_guard_s_and_falls_along_its_gradient(victim: Victim) -> None:
+    noise = np.random.default_rng(0).integers(-8, 9, (2, TILE, TILE, 3))
+    pictures = (make_pictures(2) + noise).clip(0, 255).astype(np.uint8)
+    pixels, screen = as_pixels(pictures).requires_grad_(), shipped_screen()
+    scores = screen_score(victim, pixels)
+    assert scores.tolist() == pytest.approx([screen.score(picture) for picture in pictures], rel=1e-3, abs=1e-2)
+    (gradient,) = torch.autograd.grad(scores.sum(), pixels)
+    moved = quantised(pixels - 2 / 255 * gradient.sign())
+    assert sum(map(screen.score, moved)) < sum(scores.tolist())
+
+
+def test_smooth_features_are_near_the_screen_s() -> None:
+    (picture,) = make_pictures(1)
+    hard, soft = features(picture), soft_features(as_pixels(picture[None])[0]).numpy()
+    close = np.abs(hard - soft)[:-1] < 0.1
+    assert close.mean() > 0.8
+
+
 def test_what_is_avoided_falls(victim: Victim) -> None:
     pixels = as_pixels(make_pictures(2))
     before = squeeze_score(victim, pixels)
@@ -142,10 +166,6 @@ def test_lengths_of_an_attack_on_the_purifier_are_means_over_copies(victim: Vict
 
 
 def test_a_bound_needs_a_calibration(victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loadtest.adversarial.bounds import bounds_of
-    from models.registry import find
-    from schedulers.guard.calibration import Group, GuardCalibration
-    from schedulers.guard.text import TextModel
 
     family, variant = find("texthawk2-nano")
     monkeypatch.setattr("loadtest.adversarial.bounds.find", lambda _: (family, replace(variant, weights=tmp_path)))
@@ -163,4 +183,3 @@ def test_a_bound_needs_a_calibration(victim: Victim, tmp_path: Path, monkeypatch
     (bound,) = bounds_of("texthawk2-nano", ["Read it."], 512)
     assert 11 * math.exp(1.97) - 2 < bound < 11 * math.exp(1.99)
     assert bounds_of("texthawk2-nano", ["Read it."] * 2, 20) == [20, 20]
-    assert runs.bounds_of is bounds_of
