@@ -155,6 +155,7 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
             for weight in (0.3, 1.0, 3.0)
         },
         "delayed-eos-purified": _delayed("EOT over purified copies", num_draws=4),
+        "delayed-eos-both": _delayed("EOT, and the end kept likely", make=evading.end_unseen(0.3), num_draws=4),
         "delayed-eos-under": _delayed("just under the bound of its text", stays_under=True),
         "delayed-eos-unbounded": Recipe(
             summary="control: the end alone, pixels without a bound",
