@@ -152,6 +152,9 @@ class Chat(_Strict):
         default=0.0,
         description="Share of fresh requests whose pictures were shown before, for caches of images. 0 to 1.",
     )
+    files: tuple[str, ...] = Field(
+        default=(), description="Encoded pictures to show instead of drawn ones, in turn: paths from where it is run."
+    )
 
 
 class Draw(_Strict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -157,9 +158,16 @@ class _PayloadMaker:
         shown = self._shown[number]
         if chat.repeat_images_share and shown and self._rng.random() < chat.repeat_images_share:
             return shown[int(self._rng.integers(len(shown)))]
-        images = tuple(self._draw_words(chat) for _ in range(entry.images_per_request))
+        images = tuple(self._picture(chat) for _ in range(entry.images_per_request))
         shown.append(images)
         return images
+
+    def _picture(self, chat: Chat) -> bytes:
+        """Raises: OSError: a file that cannot be read."""
+        if not chat.files:
+            return self._draw_words(chat)
+        self._num_images += 1
+        return Path(chat.files[(self._num_images - 1) % len(chat.files)]).read_bytes()
 
     def _draw_words(self, chat: Chat) -> bytes:
         image_format = self._next_format()

@@ -3,9 +3,9 @@
 The answers are split by chance. One part fits the text model and the medians that CUSUMs are taken from; all statistics
 are of the other part, which nothing was fitted to, so that ranks among them are p-values of new benign answers.
 
-A group with fewer answers than ``min_num`` says only where they end, and its requests are compared with all: a p-value
-is never below 1 / (n + 1), and the guard multiplies the smallest by the number of detectors. One with fewer than
-``MIN_NUM_OF_CAP`` says nothing, and is left out.
+A p-value is never below 1 / (n + 1), and the guard multiplies the smallest by the number of detectors: requests of a
+group with few answers are compared with all (``GuardCalibration.group``). How far an embedding moves is a matter of the
+picture and not of the question, so all groups share those.
 """
 
 from __future__ import annotations
@@ -16,16 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from schedulers.guard.calibration import MIN_NUM_OF_CAP, Group, GuardCalibration
+from schedulers.guard.calibration import MIN_NUM, MIN_NUM_OF_CAP, Group, GuardCalibration
 from schedulers.guard.stream import StreamStatistics
 from schedulers.guard.text import POOLED, Asked, TextModel, features, group_of
-from schedulers.policies.guard import Rules
 
 DIMENSIONS = 256
 FIT_SHARE = 0.2
-MOST_DETECTORS = 6
-"""Of which p-values are combined: four of the stream, pre-screen and squeeze."""
-MIN_NUM = round(MOST_DETECTORS / Rules().suspect_at) - 1
 MIN_ANSWERS = 2000
 """That anybody should calibrate with; fewer work, and see less."""
 _RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -36,15 +32,14 @@ _DIGITS = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benign:
     """One benign answer. ``token_ids``: as the monitor saw them. ``log_p_ends``: of the end, at each step; None: the
-    engine does not tell. ``is_ended``: False where ``max_tokens`` cut it off. ``squeeze``: how far its embedding moved;
-    ``screen``: the pre-screen's score, of several pictures the largest; None: not measured, or no picture."""
+    engine does not tell. ``is_ended``: False where ``max_tokens`` cut it off. ``squeeze``: how far the embedding of
+    its first picture moved; None: not measured, or no picture."""
 
     asked: Asked
     token_ids: Sequence[int]
     log_p_ends: Sequence[float] | None = None
     is_ended: bool = True
     squeeze: float | None = None
-    screen: float | None = None
 
     @property
     def log_tokens(self) -> float:
@@ -58,22 +53,22 @@ def fit(
     model: str,
     checkpoint_sha256: str,
     special_ids: Iterable[int] = (),
-    min_num: int = MIN_NUM,
     seed: int = 0,
 ) -> GuardCalibration:
     """Raises: ValueError: too few answers for anything to be rare."""
     order = np.random.default_rng(seed).permutation(len(answers))
     cut = max(1, round(FIT_SHARE * len(answers)))
     fitted, kept = ([answers[place] for place in part] for part in (order[:cut], order[cut:]))
-    if len(kept) < min_num:
-        least = round(min_num / (1 - FIT_SHARE)) + 1
+    if len(kept) < MIN_NUM:
+        least = round(MIN_NUM / (1 - FIT_SHARE)) + 1
         raise ValueError(f"{len(answers)} answers leave {len(kept)} to compare with; record at least {least}")
     text = text_model([(one.asked, one.log_tokens) for one in fitted])
     special = frozenset(special_ids)
-    groups = {POOLED: _group(kept, fitted, text, special)}
+    squeeze = _ascending(one.squeeze for one in kept if one.squeeze is not None)
+    groups = {POOLED: _group(kept, fitted, text, special, squeeze)}
     for name, members in sorted(_by_group(kept, text).items()):
-        if len(members) >= min(min_num, MIN_NUM_OF_CAP):
-            groups[name] = _group(members, _by_group(fitted, text).get(name, []), text, special)
+        if len(members) >= MIN_NUM_OF_CAP:
+            groups[name] = _group(members, _by_group(fitted, text).get(name, []), text, special, squeeze)
     return GuardCalibration(
         model=model,
         checkpoint_sha256=checkpoint_sha256,
@@ -125,7 +120,13 @@ def _by_group(answers: Sequence[Benign], text: TextModel) -> Mapping[str, list[B
     return found
 
 
-def _group(kept: Sequence[Benign], fitted: Sequence[Benign], text: TextModel, special: frozenset[int]) -> Group:
+def _group(
+    kept: Sequence[Benign],
+    fitted: Sequence[Benign],
+    text: TextModel,
+    special: frozenset[int],
+    squeeze: tuple[float, ...],
+) -> Group:
     median = end_median([one.log_p_ends for one in fitted if one.log_p_ends])
     followed = [_followed(one, special, median) for one in kept]
     now = [one.now() for one in followed]
@@ -138,8 +139,7 @@ def _group(kept: Sequence[Benign], fitted: Sequence[Benign], text: TextModel, sp
         special_run=_ascending(one.special_run for one in now),
         eos=_ascending(one.cusum for one, said in zip(now, followed, strict=True) if said.has_ends),
         eos_median=median,
-        squeeze=_ascending(one.squeeze for one in kept if one.squeeze is not None),
-        screen=_ascending(one.screen for one in kept if one.screen is not None),
+        squeeze=squeeze,
     )
 
 

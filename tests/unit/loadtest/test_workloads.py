@@ -1,4 +1,6 @@
 import io
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,6 +149,16 @@ def test_repeated_pictures_come_with_new_questions() -> None:
     payloads = chat_load(is_numbered=True, repeat_images_share=0.7)
     assert len({p.question.text for p in payloads}) == 200
     assert 30 <= len({p.images for p in payloads}) <= 90
+
+
+def test_files_are_shown_in_turn_instead_of_drawn_pictures(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.png", "b.png")]
+    for number, path in enumerate(paths):
+        path.write_bytes(draw_words(1, number, width_px=32, height_px=32))
+    payloads = chat_load(files=[str(path) for path in paths])
+    shown = [payload.images for payload in payloads]
+    assert {images for images in shown} == {(path.read_bytes(),) for path in paths}
+    assert all(one != other for one, other in pairwise(shown))
 
 
 def test_a_chat_without_pictures_is_text_and_classification_asks_nothing() -> None:

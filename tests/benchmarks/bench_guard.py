@@ -1,0 +1,107 @@
+"""What the guard finds, what it costs, and what attacks still cost it.
+
+    make bench-guard                                             # offline, from recorded answers: minutes
+    python -m tests.benchmarks.bench_guard --attacks FOLDER      # attacked pictures of other runs than out/adversarial
+    python -m tests.benchmarks.bench_guard --only served         # neighbours and overhead, on a quiet machine: 10 minutes
+
+Benign answers come of ``tests.benchmarks.guard.traces`` (part *evaluation*; the ``guard.json`` beside the weights was
+made of part *calibration*), attacked ones of ``make bench-attacks``. Each is sent through the served guard again, token
+by token (``tests.benchmarks.guard.replay``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loadtest.adversarial.victim import load_victim
+from models.registry import find
+from serving.guard.calibrated import read_calibration
+from tests.benchmarks.common import ROOT, out_dir, parser_of, print_table, provenance, write_results
+from tests.benchmarks.guard import dos, served, shown
+from tests.benchmarks.guard.corpus import MODELS
+from tests.benchmarks.guard.evidence import (
+    Kept,
+    Subject,
+    ask_again,
+    attacked_subjects,
+    benign_subjects,
+    screen,
+    squeeze,
+)
+from tests.benchmarks.guard.judged import Judged, judge, measured
+from tests.benchmarks.guard.replay import replayed
+from tests.benchmarks.guard.traces import OUT, read
+
+
+def main() -> None:
+    """Command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--only", choices=sorted(PARTS), action="append", help="this part anew (may be repeated)")
+    parser.add_argument("--model", action="append", choices=MODELS, help="may be repeated; default: all")
+    parser.add_argument("--attacks", type=Path, default=ROOT / "out" / "adversarial", help="runs with records")
+    parser.add_argument("--most", type=int, help="benign answers of each model; default all that are there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = out_dir(args)
+    before = folder / "guard.json"
+    document = json.loads(before.read_text()) if args.only and before.is_file() else {}
+    for name in args.only or _USUAL:
+        document[name] = {"of": provenance("guard"), **PARTS[name](args)}
+    document = {**document, **provenance("guard")}
+    tables = list(shown.tables(document))
+    for title, header, cells in tables:
+        print(f"\n{title}")
+        print_table(header, cells)
+    write_results(folder, document, shown.markdown(tables))
+    shown.draw(document, folder)
+
+
+def offline(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that recorded answers can show."""
+    return {model: _model(args, model) for model in args.model or MODELS}
+
+
+def _model(args: argparse.Namespace, model: str) -> dict[str, Any]:
+    victim, folder = load_victim(model), find(model)[1].weights
+    assert folder is not None, "the victim was loaded from it"
+    calibration = read_calibration(folder)
+    if calibration is None:
+        raise SystemExit(f"{model} has no guard.json; python -m tests.benchmarks.guard.calibrate --model {model}")
+    most = 64 if args.quick else args.most
+    traces = read(OUT / model / "evaluation.jsonl")[:most]
+    if not traces:
+        raise SystemExit(f"no answers of {model}; python -m tests.benchmarks.guard.traces --part evaluation")
+    benign = benign_subjects(traces, model, "evaluation", victim)
+    attacked = attacked_subjects(args.attacks, model, victim)[: 8 if args.quick else None]
+    kept = Kept(OUT / model / "evidence.jsonl")
+    screen([*benign, *attacked], kept)
+    squeeze(attacked, kept, victim)
+
+    def judged() -> list[Judged]:
+        return [judge(one, kept[one.key], calibration) for one in (*benign, *attacked)]
+
+    suspects: list[tuple[Subject, int]] = [
+        (one.subject, one.outcome.expected.cap_tokens) for one in judged() if one.outcome.suspect_at is not None
+    ]
+    squeeze([subject for subject, _ in suspects], kept, victim)
+    ask_again(suspects, kept, victim)
+    return measured(judged(), calibration, decode=victim.prompts.decode)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "offline": offline,
+    "dos": dos.measure,
+    "neighbours": served.neighbours,
+    "overhead": served.overhead,
+}
+_USUAL = ("offline", "dos")
+
+
+if __name__ == "__main__":
+    main()
