@@ -70,13 +70,18 @@ def calibrate(
 
 def _resolved(model: str, device: str, threads: int, accept_licence: bool) -> ResolvedModel[Any]:
     """Raises: ConfigError, ValueError: no such chat model."""
-    from serving.config import ModelSettings, named_model, resolve_models
+    from pydantic import ValidationError
 
-    fields = {"engine": "torch", "max_num_seqs": 1}
-    settings = ModelSettings(
-        **named_model(model), device=device, threads=threads, accept_licence=accept_licence, options=fields
-    )
-    (resolved,) = resolve_models([settings])
+    from serving.config import ModelSettings, resolve_model
+    from serving.config.models import named_model
+
+    fields = {**named_model(model), "options": {"engine": "torch", "max_num_seqs": 1}}
+    fields |= {"device": device, "threads": threads, "accept_licence": accept_licence}
+    try:
+        settings = ModelSettings.model_validate(fields)
+    except ValidationError as error:
+        raise ValueError(f"{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
+    resolved: ResolvedModel[Any] = resolve_model(settings)
     if "chat" not in resolved.tasks:
         raise ValueError(f"{model} does not chat; the guard compares answers of chats")
     return resolved
@@ -93,7 +98,9 @@ async def _answers(
 
     family = family_for(model.family, model.variant)
     prompts, context = read_prompts(model), context_of(model)
-    process = None if family.prepare is None else family.prepare.load()(model.variant)
+    if family.prepare is None:
+        raise ValueError(f"{model.id} reads no pictures; there is nothing to guard")
+    process = family.prepare.load()(model.variant)
     listed = list(bodies(path, most))
     engine, answers = build_engine(model), []
     await engine.start()

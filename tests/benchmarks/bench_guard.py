@@ -2,7 +2,8 @@
 
     make bench-guard                                             # offline, from recorded answers: minutes
     python -m tests.benchmarks.bench_guard --attacks FOLDER      # attacked pictures of other runs than out/adversarial
-    python -m tests.benchmarks.bench_guard --only served         # neighbours and overhead, on a quiet machine: 10 minutes
+    python -m tests.benchmarks.bench_guard --only neighbours     # served, on a quiet machine: five minutes
+    python -m tests.benchmarks.bench_guard --only overhead       # the same: five minutes
 
 Benign answers come of ``tests.benchmarks.guard.traces`` (part *evaluation*; the ``guard.json`` beside the weights was
 made of part *calibration*), attacked ones of ``make bench-attacks``. Each is sent through the served guard again, token
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from tests.benchmarks.guard.evidence import (
     squeeze,
 )
 from tests.benchmarks.guard.judged import Judged, judge, measured
-from tests.benchmarks.guard.replay import replayed
 from tests.benchmarks.guard.traces import OUT, read
 
 

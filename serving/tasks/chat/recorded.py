@@ -18,6 +18,7 @@ from schedulers.guard.text import Asked
 from serving.delivery.stream.wire import EngineImage, EngineRequest, FinishReason
 from serving.domain import Budget, ImagePart
 from serving.errors import InvalidRequest
+from serving.front.auth import LogprobRights
 from serving.guard.fit import Benign
 from serving.guard.purify import squeezed
 from serving.limits import IngressLimits
@@ -29,6 +30,8 @@ from serving.tasks.chat.body import call_from_document
 from serving.tasks.chat.domain import ChatRequest, Message, TextPart
 
 _LIMITS, _MEDIA = IngressLimits(), MediaLimits()
+_ANY_LOGPROBS = LogprobRights(True, True)
+"""Asked for or not, they are not made here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ async def read_body(
         tenant="",
         fallback=Budget(),
         limits=_LIMITS,
-        may_use_logprobs=True,
+        logprobs=_ANY_LOGPROBS,
     )
     request = call.request
     images = [_image(part, process) for message in request.messages for part in message.parts if _is_image(part)]

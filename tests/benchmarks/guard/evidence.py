@@ -1,4 +1,4 @@
-"""What the guard sees of a picture beside its answer, and what a purified copy is answered: dear, so made once and kept.
+"""What the guard sees of a picture beside its answer, and what a purified copy is answered: made once and kept.
 
     out/guard/MODEL/evidence.jsonl     by picture: the pre-screen's p-value, the squeeze's distance, the second answer
 

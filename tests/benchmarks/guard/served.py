@@ -1,6 +1,6 @@
-"""The served parts of ``bench-guard``: what neighbours of an attacker feel, and what the guard costs where nobody attacks.
+"""The served parts of ``bench-guard``: what neighbours of an attacker feel, and what the guard costs without attacks.
 
-One system, and tenants that differ in nothing but what the guard may do to them (``guard: off`` or ``enforce``), so that
+One system, and tenants that differ in nothing but what the guard may do to them (``off`` or ``enforce``), so that
 conditions take turns without a restart. Everything is sent by ``vireo loadtest``, a process a tenant. Crafted pictures
 come round again and again; without a cache, as here, each is answered anew, and once caught known again.
 """
@@ -73,8 +73,9 @@ def neighbours(args: argparse.Namespace) -> dict[str, Any]:
     ]
     header = ["condition", "benign requests", "good", "over alone", "first token p50 ms", "p99 ms", "over alone"]
     return {
-        "title": f"**{MODEL}**: a benign tenant at {BENIGN_PER_S:g} requests a second beside {HOSTILE_SHARE:.0%} crafted ones "
-        f"({len(crafted)} pictures; {rounds} turns of {seconds:g} s; good: whole within {DEADLINE_S:g} s)",
+        "title": f"**{MODEL}**: a benign tenant at {BENIGN_PER_S:g} requests a second, beside {HOSTILE_SHARE:.0%} "
+        f"crafted ones ({sum(map(len, crafted.values()))} pictures; {rounds} turns of {seconds:g} s; "
+        f"good: whole within {DEADLINE_S:g} s)",
         "header": [*header, "crafted requests", "their tokens, mean"],
         "cells": cells,
         "rows": rows,
@@ -169,7 +170,7 @@ def _rate(system: System, tenant: str, seconds: float, folder: Path) -> float:
     mix = [_asks(question, is_numbered=True) for question in _QUESTIONS]
     records = [one for one in _start(system, tenant, mix, phases, folder).records() if not one["is_warm_up"]]
     done = [one for one in records if one["outcome"] == "ok"]
-    return len(done) / (max(one["done_at_s"] for one in done) - min(one["sent_at_s"] for one in done))
+    return float(len(done)) / float(max(one["done_at_s"] for one in done) - min(one["sent_at_s"] for one in done))
 
 
 def _asks(question: str, *, weight: float = 1.0, is_numbered: bool = False, files: Sequence[str] = ()) -> Row:
