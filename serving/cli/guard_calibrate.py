@@ -47,10 +47,9 @@ def calibrate(
 ) -> None:
     """Learn what benign answers of a chat model are like, and write guard.json.
 
-    The model answers each request here, in plain torch, whatever engine serves it. A request's lines should be a fair
-    sample of benign traffic: what is common in it will not be called strange, and what is missing will. Long answers
-    that people do ask for belong in it. 2,000 requests or more are a good number; with fewer than 750 nothing can be
-    rare enough.
+    The model answers each request here, in plain torch, whatever engine serves it. They should be a fair sample of
+    benign traffic: what is common there will not be called strange, and what is missing will. Long answers that
+    people do ask for belong in it. 2,000 requests or more are a good number; fewer than 750 are refused.
 
     No text and no picture is kept, only numbers; the hashed words of the text model cannot be read back.
     """

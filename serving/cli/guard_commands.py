@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from serving.cli import guard_calibrate
 from serving.cli.operators import PANEL, ConfigOption, JsonOption, PortOption, actor, asked, shown_time
 from serving.client.options import QuietOption
 from serving.client.told import Failed, show_table
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from serving.guard.store import Entry, Quarantine
 
 T = TypeVar("T")
-_HELP = "Pictures that the guard of a running system keeps in quarantine."
+_HELP = "What benign answers are like, and the pictures that the guard of a running system keeps in quarantine."
 _EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "list": ("vireo guard list", "vireo guard list --tenant acme --json"),
     "show": ("vireo guard show 3f9a2c01",),
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
     for name, command in (("list", list_entries), ("show", show), ("release", release), ("audit", audit)):
         examples = "\n  ".join(_EXAMPLES[name])
         guard.command(name, epilog=f"\b\nExamples:\n  {examples}\n")(command)
+    guard.command("calibrate", epilog=guard_calibrate.EXAMPLES)(guard_calibrate.calibrate)
     app.add_typer(guard, name="guard", rich_help_panel=PANEL)
 
 
