@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from serving.guard.store import Entry, Quarantine
 
 T = TypeVar("T")
-_HELP = "The guard: what benign answers are like, pictures in quarantine."
+_HELP = "What the guard compares with, and what it has caught."
 _EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "list": ("vireo guard list", "vireo guard list --tenant acme --json"),
     "show": ("vireo guard show 3f9a2c01",),

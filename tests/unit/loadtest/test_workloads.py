@@ -157,7 +157,7 @@ def test_files_are_shown_in_turn_instead_of_drawn_pictures(tmp_path: Path) -> No
         path.write_bytes(draw_words(1, number, width_px=32, height_px=32))
     payloads = chat_load(files=[str(path) for path in paths])
     shown = [payload.images for payload in payloads]
-    assert {images for images in shown} == {(path.read_bytes(),) for path in paths}
+    assert set(shown) == {(path.read_bytes(),) for path in paths}
     assert all(one != other for one, other in pairwise(shown))
 
 
