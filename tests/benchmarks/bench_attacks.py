@@ -171,15 +171,16 @@ def _row(chosen: Sequence[Record], paid: Sequence[Record]) -> dict[str, Any]:
 
 
 def _keep_picture(kept: Path, folder: Path, done: Sequence[Record]) -> None:
-    """Of a run that works, the picture whose answer grew most, of those that a shared patch never saw if it is one; the
-    others are made again by the command."""
+    """Of a run that works and knows no guard, the picture whose answer grew most, of a shared patch one that it never
+    saw; the others are made again by the command."""
     longest = max([one for one in done if one.is_held_out] or done, key=lambda record: record.amplification)
     mine = kept / longest.model
     mine.mkdir(parents=True, exist_ok=True)
     for task in TASKS[longest.model]:
         for old in mine.glob(f"{longest.attack}-{task}-[0-9][0-9].png"):
             old.unlink()
-    if longest.amplification >= WORKS and not RECIPES[longest.attack].is_control:
+    recipe = RECIPES[longest.attack]
+    if longest.amplification >= WORKS and not recipe.is_control and not recipe.knows_guard:
         name = f"{longest.index:02d}.png"
         shutil.copyfile(folder / name, mine / f"{longest.attack}-{longest.task}-{name}")
 
