@@ -6,6 +6,9 @@ permutation, so that the share of equal slots estimates how many of both picture
 Blacklight (USENIX Security 2022), which hashes windows of raw pixels: means leave most words as they are under a
 perturbation of a few grey levels, noise or JPEG, and what is flat anyway does not count.
 
+What it does not see: a picture that is moved by a pixel is another one (by eight it is not). Pictures of nothing but
+fine noise are all alike.
+
 The step and the hashes depend on a secret: who could compute a fingerprint could look for changes that move it most.
 """
 
