@@ -6,7 +6,8 @@ its bound and none beyond. A photograph's grain is shared by its colours, JPEG's
 edges of text are strong and few. None of this is a proof, and noise can have all of it: hence the trained head, and its
 calibration on noise (``serving.guard.screen``).
 
-NumPy alone; 2 to 3 ms for a tile of 224 x 224 on one core, and for thirteen. Of more than ``MAX_PIXELS`` every tile gives a strip.
+NumPy alone; 2 to 3 ms on one core, for a tile of 224 x 224 and for thirteen: of more than ``MAX_PIXELS``, every tile
+gives a strip.
 """
 
 from __future__ import annotations
