@@ -28,7 +28,7 @@ class Next(Enum):
 
     GO_ON = auto()
     LOOK_TWICE = auto()
-    """It is a suspect. Said again after every token until ``looked``, so that whoever cannot now may later."""
+    """It is a suspect. Said again after every token until ``looked``: whoever has no room now may have later."""
     END = auto()
 
 
@@ -118,7 +118,7 @@ class Watch:
         self._purified_ended = is_ended
 
     def gave_up(self, num_tokens: int) -> None:
-        """The purified answer was broken off, and says nothing."""
+        """The purified answer was broken off after so many tokens, and says nothing."""
         self.num_probe_tokens += num_tokens
 
     def p_values(self) -> dict[str, float]:

@@ -246,28 +246,45 @@ async def test_bias_decides_and_logprobs_are_those_of_the_model(real: ChatEngine
     assert [entry.top for entry in none.logprobs] == [(), ()]
 
 
-async def test_end_is_told_as_the_model_has_it_and_only_where_it_was_asked_for(
-    torch: ChatEngine, prompts: PromptBuilder
+async def ends_of(engine: ChatEngine, request: EngineRequest) -> list[EngineDelta]:
+    said: list[EngineDelta] = []
+    await engine.run(request, said.append)
+    ends = [log_p for delta in said for log_p in delta.log_p_ends or ()]
+    assert len(ends) == (sum(len(delta.token_ids) for delta in said) if request.tells_ends else 0)
+    return said
+
+
+async def test_end_is_told_where_it_was_drawn_and_only_where_it_was_asked_for(
+    real: ChatEngine, prompts: PromptBuilder
 ) -> None:
-    """The model's own, whatever ``min_tokens``, bias and temperature make of it."""
-    end = prompts.end_of_turn_id
-    request = make_request(prompts, "read", [make_image(5)], max_tokens=12, logprobs=20, ignore_eos=True)
-    for changes in ({}, {"logit_bias": {end: 100.0}, "temperature": 0.5, "seed": 3}):
-        said: list[EngineDelta] = []
-        await torch.run(request._replace(tells_ends=True, request_id="ends", **changes), said.append)
-        ends = [log_p for delta in said for log_p in delta.log_p_ends or ()]
-        tokens = [token for delta in said for token in delta.token_ids]
-        logprobs = [entry for delta in said for entry in delta.logprobs]
-        assert len(ends) == len(tokens) == 12
-        for token, log_p, entry in zip(tokens, ends, logprobs, strict=True):
-            if token == end:
-                assert log_p == pytest.approx(entry.logprob, abs=1e-4)
-            elif entry.top[-1][1] < log_p - 1e-4:
-                assert log_p in [pytest.approx(value, abs=1e-4) for _, value in entry.top]
-    assert tokens == [end] * 12, "so that every probability was compared"
-    silent: list[EngineDelta] = []
-    await torch.run(request, silent.append)
+    request = make_request(prompts, "as JSON", json_schema=SCHEMA, max_tokens=80, logprobs=0, tells_ends=True)
+    said = await ends_of(real, request)
+    assert said[-1].token_ids[-1] == prompts.end_of_turn_id
+    assert said[-1].log_p_ends is not None
+    assert said[-1].log_p_ends[-1] == pytest.approx(said[-1].logprobs[-1].logprob, abs=1e-3)
+    silent = await ends_of(real, request._replace(tells_ends=False, request_id="silent"))
     assert {delta.log_p_ends for delta in silent} == {None}
+
+
+async def test_ends_of_many_at_a_time_are_those_of_each_alone(real: ChatEngine, prompts: PromptBuilder) -> None:
+    """Also beside one that nobody watches, and one that asks for the likeliest tokens."""
+    requests = [
+        make_request(
+            prompts, f"number {i}", [make_image(i)], max_tokens=12 + i, tells_ends=i != 1, seed=i, temperature=0.7
+        )
+        for i in range(MAX_NUM_SEQS)
+    ]
+    requests[2] = requests[2]._replace(logprobs=5)
+
+    alone = [await ends_of(real, request._replace(request_id=f"{request.request_id} alone")) for request in requests]
+    together = await asyncio.gather(*(ends_of(real, request) for request in requests))
+    for one, other in zip(alone, together, strict=True):
+        found = [[log_p for delta in said for log_p in delta.log_p_ends or ()] for said in (one, other)]
+        assert found[1] == pytest.approx(found[0], abs=0.05)  # a batch is summed in another order
+        assert [entry.token for delta in one for entry in delta.logprobs] == [
+            entry.token for delta in other for entry in delta.logprobs
+        ]
+    assert all(len(entry.top) == 5 for delta in together[2] for entry in delta.logprobs)
 
 
 # -- torch and vLLM --------------------------------------------------------------------------------------------------
@@ -316,6 +333,17 @@ async def test_torch_and_vllm_agree_on_logprobs(torch: ChatEngine, vllm: ChatEng
         assert [value for _, value in one.top] == pytest.approx([value for _, value in other.top], abs=1e-3)
         # float32 sums in another order; logits are around ten
         assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+
+
+async def test_torch_and_vllm_agree_on_how_probable_the_end_was(
+    torch: ChatEngine, vllm: ChatEngine, prompts: PromptBuilder
+) -> None:
+    request = make_request(prompts, "read", [make_image(5)], max_tokens=12, ignore_eos=True, tells_ends=True)
+    for changes in ({}, {"logprobs": 3}):
+        told = [await ends_of(engine, request._replace(request_id=f"{changes}", **changes)) for engine in (torch, vllm)]
+        ends = [[log_p for delta in said for log_p in delta.log_p_ends or ()] for said in told]
+        assert ends[0] == pytest.approx(ends[1], abs=0.02)
+        assert len(set(ends[0])) > 6, "each token has its own"
 
 
 async def test_torch_and_vllm_follow_a_schema_alike(

@@ -274,7 +274,7 @@ class Generation:
             computed=1.0 - delta.num_cached_tokens / max(1, delta.num_prompt_tokens),
             tokens=num_tokens,
             read_s=delta.prefill_s,
-            write_s=delta.decode_s,
+            write_s=delta.decode_s - _probe_s(delta),  # which is no part of what an answer costs
             answer_s=delta.answer_s,
         )
         for one in observed:
@@ -312,10 +312,12 @@ class Generation:
 
     def predicted_s(self) -> float:
         """Busy seconds that the choices, as they have turned out, would now be predicted to take; 0 unless all have
-        come to their end."""
+        come to their end. What the guard took to look twice counts as it was: no price was wrong for it, and nobody
+        else is to reserve more."""
         if not all(choice.is_over for choice in self._choices):
             return 0.0
-        return sum(self._cost.busy_s(self._plan.work(max(1, choice.num_tokens) - 1)) for choice in self._choices)
+        written = [self._cost.busy_s(self._plan.work(max(1, choice.num_tokens) - 1)) for choice in self._choices]
+        return sum(written) + sum(_probe_s(choice.last) for choice in self._choices)
 
     @property
     def queue_s(self) -> float:
@@ -370,3 +372,8 @@ def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded(
         "the deadline passed before the answer was complete; allow more latency_ms, or fewer tokens"
     )
+
+
+def _probe_s(delta: Delta | None) -> float:
+    """Busy seconds of the guard's second look, part of the ``decode_s`` of a last delta."""
+    return 0.0 if delta is None or delta.guard is None else delta.guard.probe_s

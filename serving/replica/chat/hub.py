@@ -367,7 +367,8 @@ class ChoiceHub:
             return None
         watch = watch_for(start.request, start.guard, self._calibration)
         again = purified_request(start.request, start.guard)
-        beside = start._replace(rank=min(0, start.rank) - 1)  # before what its tenant has waiting
+        # Before what its tenant has waiting; what others served the tenant has been told.
+        beside = start._replace(rank=min(0, start.rank) - 1, elsewhere_j=0.0)
 
         def room(used: Used, request: EngineRequest) -> AbstractAsyncContextManager[None]:
             return self._slot(used, beside._replace(request=request))

@@ -1,7 +1,8 @@
 """The second look at a suspect: the same question about a secretly purified copy of its pictures, on the same engine.
 
 It waits for a slot like a choice of its tenant, before those of that tenant that wait, and holds keys and values like
-one. Its busy seconds are the choice's. It ends with the choice at the latest.
+one. Its busy seconds are the choice's, so there is one at most: no choice takes more than its prompt twice, its own
+tokens and those of its cap. It ends with the choice at the latest.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from serving.replica.chat.base import ChatEngine, EngineDelta
 _log = structlog.get_logger(__name__)
 RETRY_S = 1.0
 """How long after one for which there was no room another is tried."""
-MAX_LOOKS = 3
-"""Of one choice, those that failed on the engine included."""
 
 
 class Used:
@@ -59,24 +58,20 @@ class SecondLook:
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._used = Used()
-        self._before_s = 0.0
-        """Of looks before this one."""
         self._entered_at: float | None = None
-        self._num_tokens = self._num_looks = 0
-        self._is_answered = False
+        self._num_tokens = 0
+        self._has_looked = self._is_answered = False
         self._next_s = float("-inf")
 
     def used_until(self, reading: float) -> float:
         """Busy seconds so far."""
         running_s = 0.0 if self._entered_at is None else reading - self._entered_at
-        return self._before_s + self._used.used_s + running_s
+        return self._used.used_s + running_s
 
     def begin(self) -> asyncio.Task[None] | None:
-        """Look, unless that is being done, or was tried just now or too often. The task of a new look."""
-        if self._task is not None or self._num_looks >= MAX_LOOKS or self._clock() < self._next_s:
+        """Look, unless that was done, is being done, or found no room just now. The task of a new look."""
+        if self._task is not None or self._has_looked or self._clock() < self._next_s:
             return None
-        self._before_s, self._used = self._before_s + self._used.used_s, Used()
-        self._num_tokens, self._is_answered = 0, False
         task = self._task = asyncio.get_running_loop().create_task(self._run())
         return task
 
@@ -96,7 +91,7 @@ class SecondLook:
     async def _run(self) -> None:
         try:
             async with self._room(self._used, self._request):
-                self._num_looks += 1
+                self._has_looked = True
                 self._entered_at = self._shared.enter(self._clock())
                 try:
                     await self._look()

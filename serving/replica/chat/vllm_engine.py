@@ -36,6 +36,7 @@ from serving.errors import EngineFailed, InvalidRequest
 from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.checks import EngineSetup, RequestChecks
 from serving.replica.chat.schemas import SchemaGate, too_complex
+from serving.replica.chat.vllm_ends import EndBoard
 from serving.replica.chat.vllm_stats import Beat, CountingStatLogger
 from serving.replica.chat.vllm_worker import seeded_arguments
 
@@ -46,6 +47,10 @@ _RETRY_AFTER_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
 that come with the same image, until one has brought the data again; and that one may be cancelled, too."""
 _SHUTDOWN_S = 5
 _ENCODER_POLL_S = 1.0
+_PROCESSORS = (
+    "serving.replica.chat.vllm_ends:EndsToBoard",
+    "serving.replica.chat.vllm_worker:SeededSampling",  # changes logits
+)
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
@@ -65,6 +70,7 @@ class VllmEngine:
         self._schemas: SchemaGate | None = None
         self._encoder_poll: asyncio.Task[None] | None = None
         self._running: set[str] = set()
+        self._ends: EndBoard | None = None
         self._block_tokens = 1
         self._last_idle_s = 0.0
 
@@ -99,6 +105,8 @@ class VllmEngine:
             disable_log_stats=True,  # of the periodic log lines; ours and Prometheus' loggers stay
         )
         self._llm = llm
+        if self._setup.device == "cpu" and hasattr(os, "memfd_create"):
+            self._ends = EndBoard(2 * self._setup.options.max_num_seqs)
         self._block_tokens = config.cache_config.block_size
         if not all(await llm.collective_rpc("vireo_die_with", args=(os.getpid(),))):
             _LOG.warning("this platform cannot watch processes: if this one is killed, its engine process stays behind")
@@ -116,6 +124,8 @@ class VllmEngine:
             self._schemas.close()
         if llm is not None:
             await self._end(llm)
+        if self._ends is not None:
+            self._ends.close()
 
     async def _end(self, llm: AsyncLLM) -> None:
         """Requests in flight first, then the task that waits for steps, so that neither takes this for a crash."""
@@ -170,9 +180,18 @@ class VllmEngine:
         self._beat.stats.image_tokens += self._checks.image_tokens(request)
 
     async def _attempt(self, llm: AsyncLLM, request: EngineRequest, say: Say) -> None:
-        params = _sampling_params(request, self._setup.device)
+        row = self._ends.take() if self._ends is not None and request.tells_ends else None
+        try:
+            await self._attempts(llm, request, say, row)
+        finally:
+            if self._ends is not None and row is not None:
+                self._ends.give_back(row)
+
+    async def _attempts(self, llm: AsyncLLM, request: EngineRequest, say: Say, row: int | None) -> None:
+        ends = {} if self._ends is None or row is None else self._ends.arguments(row, self._prompts.end_of_turn_id)
+        params = _sampling_params(request, self._setup.device, ends)
         for pause_s in (*_RETRY_AFTER_S, None):
-            listener = _Listener(request, say)
+            listener = _Listener(request, say, None if row is None else self._ends, row or 0)
             if (prompt := await self._rendered(llm, request)) is not None:
                 await self._listen(llm, listener, prompt, params)
             if listener.is_complete:
@@ -261,7 +280,7 @@ def _vllm_config(setup: EngineSetup) -> VllmConfig:
         # Lazy, and with bounds on its own work, so that no schema can hold the engine up.
         structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
         worker_extension_cls="serving.replica.chat.vllm_worker.WorkerExtension",
-        logits_processors=["serving.replica.chat.vllm_worker:SeededSampling"] if setup.device == "cpu" else None,
+        logits_processors=list(_PROCESSORS) if setup.device == "cpu" else None,
         enable_logging_iteration_details=True,  # reports encoder runs; the logger that would print them is off
         disable_log_stats=True,
     )
@@ -276,11 +295,11 @@ def max_batched_tokens(options: StreamOptions) -> int:
     return max(options.max_batched_tokens, options.max_num_seqs)
 
 
-def _sampling_params(request: EngineRequest, device: str) -> SamplingParams:
+def _sampling_params(request: EngineRequest, device: str, ends: dict[str, Any]) -> SamplingParams:
     schema, temperature, top_p, seed = request.json_schema, request.temperature, request.top_p, request.seed
-    extra_args = None
+    extra_args = ends
     if device == "cpu" and seed is not None and temperature > 0:
-        extra_args = seeded_arguments(seed, temperature, top_p)
+        extra_args = ends | seeded_arguments(seed, temperature, top_p)
         temperature, top_p, seed = 0.0, 1.0, None
     return SamplingParams(
         max_tokens=request.max_tokens,
@@ -289,7 +308,7 @@ def _sampling_params(request: EngineRequest, device: str) -> SamplingParams:
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        extra_args=extra_args,
+        extra_args=extra_args or None,
         stop=list(request.stop),
         logprobs=request.logprobs,
         logit_bias=dict(request.logit_bias) or None,
@@ -327,8 +346,10 @@ def _logprobs(choice: CompletionOutput, num_alternatives: int | None) -> tuple[T
 class _Listener:
     """Hands on what vLLM has made of one request."""
 
-    def __init__(self, request: EngineRequest, say: Say) -> None:
+    def __init__(self, request: EngineRequest, say: Say, ends: EndBoard | None, row: int) -> None:
+        """``ends``: where its row has the log-probabilities of the end; None: nobody asked."""
         self.request = request
+        self._ends, self._row, self._num_tokens = ends, row, 0
         self.collector: RequestOutputCollector | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.has_spoken = self.is_complete = self.had_enough = False
@@ -355,6 +376,10 @@ class _Listener:
             self.over.set_result(None)
             return
         delta = _delta(output, self.request.logprobs)
+        if self._ends is not None:
+            num = len(delta.token_ids)
+            delta = delta._replace(log_p_ends=self._ends.read(self._row, self._num_tokens, num))
+            self._num_tokens += num
         if self.request.json_schema is not None:
             self._text += delta.text
             _check_json(self.request, self._text, delta.finish_reason)

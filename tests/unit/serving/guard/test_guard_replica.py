@@ -23,6 +23,7 @@ from serving.delivery.stream.wire import (
     GuardOrder,
     GuardSaid,
 )
+from serving.fair_slots import SlotTurn
 from serving.replica.chat.fake_engine import FakeChatEngine
 from tests.support.chat_replicas import WATTS, LocalCalls, Mailbox, Replica, engine_request
 from tests.support.waiting import until
@@ -253,3 +254,18 @@ async def test_choice_without_a_calibration_is_watched_for_what_the_gateway_saw_
     assert (guard_of(deltas).action, guard_of(deltas).p_values) == ("normal", {})
     (deltas,) = await run(replica, start(ORDER._replace(p_values={"screen": 0.001})))
     assert guard_of(deltas).action == "capped"
+
+
+async def test_second_look_goes_before_what_its_tenant_has_waiting_and_tells_no_joules_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns: list[tuple[int, float]] = []
+
+    class Recorded(SlotTurn):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            turns.append((self.arrival.work.rank, self.arrival.elsewhere_j))
+
+    monkeypatch.setattr("serving.replica.chat.hub.SlotTurn", Recorded)
+    await run(replica_of(), start()._replace(rank=2, elsewhere_j=5.0))
+    assert turns == [(2, 5.0), (-1, 0.0)]
