@@ -94,11 +94,15 @@ class _Ready:
     plan: Plan
     image_tokens: int
     name: ResultName | None
+    look_tokens: int = 0
+    """That the guard may take to look twice at an answer; 0: it will not."""
 
     @property
     def reserved(self) -> Cost:
-        """Of the longest answer."""
-        return Cost(self.plan.reserved_s * self.model.watts, self.plan.reserved_s)
+        """Of the longest answer, looked at twice."""
+        look_s = self.model.cost.busy_s(self.plan.work(self.look_tokens - 1)) if self.look_tokens else 0.0
+        seconds = self.plan.reserved_s + self.plan.num_choices * look_s
+        return Cost(seconds * self.model.watts, seconds)
 
     @property
     def overrun(self) -> Factors:
@@ -221,6 +225,7 @@ class ChatService:
             plan=plan,
             image_tokens=image_tokens,
             name=self._pipeline.results.name(key),
+            look_tokens=self._guard.second_look_tokens(asking(request, len(images), plan.max_tokens), len(images)),
         )
 
     def _plan_tiles(

@@ -397,3 +397,27 @@ async def test_picture_is_looked_at_once_in_a_conversation(make: Make) -> None:
         await world.ask(request(text, 1))
     assert len(world.screen.seen) == len(world.told(GuardScreened)) == 1
     assert len(world.quarantine.looks) == 3
+
+
+async def test_second_look_is_reserved_for_where_one_may_be_taken_and_nowhere_else(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may be charged is what was set aside: the prompt once more, and the cap."""
+
+    async def reserved_s(*pictures: int, fields: dict[str, Any] | None = None, **options: Any) -> float:
+        world = make(**options)
+        wanted: list[Any] = []
+        fetch = world.pipeline.fetch
+        monkeypatch.setattr(world.pipeline, "fetch", lambda one: (wanted.append(one), fetch(one))[1])
+        await world.ask(request("hello", *pictures, sampling={"max_tokens": 200, **(fields or {})}))
+        seconds: float = wanted[0].costs[0].seconds
+        return seconds
+
+    alone = await reserved_s(1, is_calibrated=False)
+    prompt_s, cap_s = alone - 199e-5, CAP_TOKENS * 1e-5
+    assert await reserved_s(1) - alone == pytest.approx(prompt_s + cap_s, abs=2e-5)
+    assert await reserved_s(1, fields={"n": 2}) == pytest.approx(2 * await reserved_s(1))
+    for options in ({"modes": {"acme": "observe"}}, {"modes": {"acme": "off"}}, {"settings": {"confirm": False}}):
+        assert await reserved_s(1, **options) == alone
+    assert await reserved_s(1, fields={"ignore_eos": True}) == alone
+    assert await reserved_s() == await reserved_s(is_calibrated=False)

@@ -128,7 +128,7 @@ async def test_second_look_is_paid_by_its_choice_and_every_busy_second_once() ->
     last = deltas[-1]
     probe_s = guard_of(deltas).probe_s
     assert 0.0 < probe_s < last.decode_s
-    assert last.prefill_s + last.decode_s == pytest.approx(replica.hub.busy_s(), abs=0.005)
+    assert last.prefill_s + last.decode_s == pytest.approx(replica.hub.busy_s(), rel=0.1)
     assert last.joules == pytest.approx(WATTS * (last.prefill_s + last.decode_s))
 
 

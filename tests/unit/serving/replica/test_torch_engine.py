@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from models.contract import Grid, Turn
 from serving.delivery.stream.wire import EngineImage, EngineRequest, FinishReason
+from serving.errors import EngineFailed
 from serving.replica.chat.base import EngineDelta
 from serving.replica.chat.checks import EngineSetup
 from serving.replica.chat.torch_engine import TorchEngine
@@ -88,5 +89,37 @@ async def test_any_family_that_builds_a_language_model_is_hosted(folder: Path) -
             answers.add(tuple(token for delta in said for token in delta.token_ids))
         assert len(answers) == 3, "what is in the image decides"
         assert engine.stats().encoder_images == 2
+    finally:
+        await engine.stop()
+
+
+async def test_tower_says_how_far_apart_it_sees_two_images_and_keeps_the_first(folder: Path) -> None:
+    """Embeddings of the network above all point the same way, but for black, which points nowhere."""
+    engine = TorchEngine(EngineSetup(model_id="m", folder=folder, max_model_len=64), LetterPrompts(), Network)
+    with pytest.raises(EngineFailed):
+        await engine.image_distance(image(1), image(2))
+    await engine.start()
+    try:
+        assert await engine.image_distance(image(1), image(255)) == pytest.approx(0.0, abs=1e-5)
+        assert await engine.image_distance(image(1), image(0)) == pytest.approx(1.0, abs=1e-5)
+        assert engine.stats().encoder_images == 3, "the first was there"
+        await engine.run(request(image(0)), lambda delta: True)
+        assert engine.stats().encoder_images == 4, "the other one was not kept"
+    finally:
+        await engine.stop()
+
+
+async def test_end_is_told_before_a_bias_forbids_it(folder: Path) -> None:
+    engine = TorchEngine(EngineSetup(model_id="m", folder=folder, max_model_len=64), LetterPrompts(), Network)
+    await engine.start()
+    try:
+        for bias in ({END: -100.0}, {END: 100.0}):
+            said: list[EngineDelta] = []
+            asked = request()._replace(tells_ends=True, logit_bias=bias, ignore_eos=True, logprobs=0)
+            await engine.run(asked, said.append)
+            ends = [log_p for delta in said for log_p in delta.log_p_ends or ()]
+            assert len(ends) == 8
+            assert all(-50.0 < log_p < 0.0 for log_p in ends)
+        assert ends == pytest.approx([delta.logprobs[0].logprob for delta in said], abs=1e-4), "all were the end"
     finally:
         await engine.stop()
