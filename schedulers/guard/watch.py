@@ -2,8 +2,12 @@
 
 A suspect is looked at twice by asking the same question about a purified copy of its picture. If that answer ends
 within the benign length while this one goes on, the picture is the cause, and this one ends where 95% of benign answers
-have ended. If it goes on as well, the text is the cause, or the picture shows much: nothing is done. So an answer
-without a picture is never found to be an attack here, and costs its sender what it costs.
+have ended, or where it is clearly longer than the purified one, whichever comes first. If it goes on as well, the text
+is the cause, or the picture shows much: nothing is done. So an answer without a picture is never found to be an attack
+here, and costs its sender what it costs.
+
+The embedding is looked at before that: of whoever is rare at ``GLANCE_AT`` for any one detector. It takes one more pass
+of the vision tower and nothing else, and may tell of an attack before its first token.
 
 In mode ``observe`` nobody looks twice, since that takes time on the engine, which is charged: it then says of a suspect
 what would be done before anybody looks.
@@ -11,6 +15,7 @@ what would be done before anybody looks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 
@@ -19,6 +24,11 @@ from schedulers.guard.detectors import Layer
 from schedulers.guard.stream import StreamMonitor
 from schedulers.policies.guard import Evidence, Mode, Rules, Verdict, combined, decide
 
+GLANCE_AT = 0.01
+"""A p-value at which the embedding is looked at. Nothing else follows from it, so it need not be divided by how many
+detectors there are; a few benign requests in a hundred pay for it."""
+LONGER, LONGER_BY = 1.5, 8
+"""So many times as long as the purified answer, and so many tokens more, is clearly longer."""
 LOOK_EVERY = 8
 """Tokens between two looks at the p-values, which cost more than a token does."""
 
@@ -28,7 +38,8 @@ class Next(Enum):
 
     GO_ON = auto()
     LOOK_TWICE = auto()
-    """It is a suspect. Said again after every token until ``looked``: whoever has no room now may have later."""
+    """It is a suspect, or its embedding should be looked at (``is_suspect``). Said again after every token until
+    somebody has: whoever has no room now may have later."""
     END = auto()
 
 
@@ -62,8 +73,8 @@ class Watch:
             self._seen[str(Layer.SQUEEZE)] = 1.0
         self._is_replay = is_replay
         self._num_tokens = 0
-        self._look_at = LOOK_EVERY
-        self._is_suspect = False
+        self._look_at = 1
+        self._is_suspect = self._is_glanced_at = self._is_squeezed = False
         self._is_cut = False
         self._purified_ended: bool | None = None
         self.num_probe_tokens = 0
@@ -91,31 +102,43 @@ class Watch:
         if (self._is_replay or self._purified_ended) and self._num_tokens >= self._cap_tokens:
             self._is_cut = True
             return Next.END
-        if self._can_confirm and self._purified_ended is None and self._has_become_suspect():
+        if self._can_confirm and self._purified_ended is None and self._should_be_looked_at():
             return Next.LOOK_TWICE
         return Next.GO_ON
 
-    def _has_become_suspect(self) -> bool:
+    def _should_be_looked_at(self) -> bool:
         if not self._is_suspect and self._num_tokens >= self._look_at:
             self._look_at = self._num_tokens + LOOK_EVERY
-            self._is_suspect = combined(self.p_values()) <= self._rules.suspect_at
+            p_values = self.p_values()
+            self._is_suspect = combined(p_values) <= self._rules.suspect_at
+            self._is_glanced_at |= min(p_values.values(), default=1.0) <= GLANCE_AT
+        return self._is_suspect or (self._is_glanced_at and self.wants_squeeze)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the purified copy should be asked about. Once it is one, it stays one."""
         return self._is_suspect
 
     @property
     def wants_squeeze(self) -> bool:
-        """Whether a distance would say anything."""
-        return bool(self._squeeze)
+        """Whether a distance would say anything that has not been said."""
+        return bool(self._squeeze) and not self._is_squeezed
 
     def squeezed(self, distances: Sequence[float]) -> None:
-        """So far did the embedding of each picture move; benign distances are those of one."""
+        """So far did the embedding of each picture move; benign distances are those of one. None at all: the engine
+        cannot say."""
+        self._is_squeezed = True
         if self._squeeze and distances:
             p = len(distances) * p_value(self._squeeze, max(distances))
             self._seen[str(Layer.SQUEEZE)] = min(1.0, p)
+            self._is_suspect |= combined(self.p_values()) <= self._rules.suspect_at
 
     def looked(self, is_ended: bool, num_tokens: int) -> None:
         """The purified answer has run for so many tokens; ``is_ended``: by itself, within the benign length."""
         self.num_probe_tokens += num_tokens
         self._purified_ended = is_ended
+        if is_ended:
+            self._cap_tokens = min(self._cap_tokens, math.ceil(LONGER * num_tokens) + LONGER_BY)
 
     def gave_up(self, num_tokens: int) -> None:
         """The purified answer was broken off after so many tokens, and says nothing."""

@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=MODELS, help="may be repeated; default: all")
     parser.add_argument("--attacks", type=Path, default=ROOT / "out" / "adversarial", help="runs with records")
     parser.add_argument("--most", type=int, help="benign answers of each model; default all that are there")
+    parser.add_argument("--squeezed", type=int, default=600, help="benign pictures whose embedding is squeezed")
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = out_dir(args)
@@ -86,10 +87,12 @@ def _model(args: argparse.Namespace, model: str) -> dict[str, Any]:
     def judged() -> list[Judged]:
         return [judge(one, kept[one.key], calibration) for one in (*benign, *attacked)]
 
+    # Who is looked at more closely depends on what was seen before: three times over.
+    squeeze([one.subject for one in judged() if one.outcome.is_glanced], kept, victim)
+    squeeze(benign[: 16 if args.quick else args.squeezed], kept, victim)
     suspects: list[tuple[Subject, int]] = [
         (one.subject, one.outcome.expected.cap_tokens) for one in judged() if one.outcome.suspect_at is not None
     ]
-    squeeze([subject for subject, _ in suspects], kept, victim)
     ask_again(suspects, kept, victim)
     return measured(judged(), calibration, decode=victim.prompts.decode)
 

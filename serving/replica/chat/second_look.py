@@ -58,6 +58,8 @@ class SecondLook:
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._used = Used()
+        self._before_s = 0.0
+        """Of a glance before this look."""
         self._entered_at: float | None = None
         self._num_tokens = 0
         self._has_looked = self._is_answered = False
@@ -66,12 +68,13 @@ class SecondLook:
     def used_until(self, reading: float) -> float:
         """Busy seconds so far."""
         running_s = 0.0 if self._entered_at is None else reading - self._entered_at
-        return self._used.used_s + running_s
+        return self._before_s + self._used.used_s + running_s
 
     def begin(self) -> asyncio.Task[None] | None:
         """Look, unless that was done, is being done, or found no room just now. The task of a new look."""
         if self._task is not None or self._has_looked or self._clock() < self._next_s:
             return None
+        self._before_s, self._used = self._before_s + self._used.used_s, Used()
         task = self._task = asyncio.get_running_loop().create_task(self._run())
         return task
 
@@ -91,7 +94,6 @@ class SecondLook:
     async def _run(self) -> None:
         try:
             async with self._room(self._used, self._request):
-                self._has_looked = True
                 self._entered_at = self._shared.enter(self._clock())
                 try:
                     await self._look()
@@ -99,15 +101,24 @@ class SecondLook:
                     self._leave()
         except (ServingError, TimeoutError) as error:
             _log.debug("no second look", why=str(error))
+            self._next_s = self._clock() + RETRY_S
         except Exception:
             _log.exception("a second look failed")
-        self._task, self._next_s = None, self._clock() + RETRY_S
+            self._has_looked = True
+        self._task = None
 
     async def _look(self) -> None:
+        """The embedding first, which tells whether the rest is worth it."""
         original = self._request.images
         if self._watch.wants_squeeze:
-            found = [await self._distance(image) for image in original]
-            self._watch.squeezed([distance for distance in found if distance is not None])
+            found: list[float | None] = []
+            try:
+                found = [await self._distance(image) for image in original]
+            finally:
+                self._watch.squeezed([distance for distance in found if distance is not None])
+        if not self._watch.is_suspect:
+            return
+        self._has_looked = True
         copies = [await asyncio.to_thread(purified, image) for image in original]
         await self._engine.run(self._request._replace(images=tuple(copies)), self._hear)
 

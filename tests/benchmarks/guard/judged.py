@@ -125,6 +125,7 @@ def benign_rows(benign: Sequence[Judged], decode: Callable[[Sequence[int]], str]
             {
                 "which": name,
                 "num": len(chosen),
+                "glanced": share([one.outcome.is_glanced for one in chosen]),
                 "suspects": share([one.outcome.suspect_at is not None for one in chosen]),
                 "last": share([action is Action.DEPRIORITISED for action in actions]),
                 "capped": share([action is Action.CAPPED for action in actions]),

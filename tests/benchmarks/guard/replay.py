@@ -44,12 +44,13 @@ class Answered:
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What the guard made of it. ``tokens``: of the answer; ``probe_tokens``: of the second look, 0 if there was none.
-    ``suspect_at``: tokens after which it was first one, None if never. ``p_values``: at the end of the answer as it
-    would be *without* a guard; ``expected``: by its text."""
+    ``is_glanced``: whether its embedding was looked at. ``suspect_at``: tokens after which it was first a suspect, None
+    if never. ``p_values``: at the end of the answer as it would be *without* a guard; ``expected``: by its text."""
 
     verdict: Verdict
     tokens: int
     probe_tokens: int
+    is_glanced: bool
     suspect_at: int | None
     p_values: Mapping[str, float] = field(default_factory=dict)
     expected: Expected
@@ -83,39 +84,42 @@ def replayed(
         can_confirm=can_confirm,
         squeeze=group.squeeze if Layer.SQUEEZE in layers else (),
     )
-    suspect_at = _run(watch, answered)
+    is_glanced, suspect_at = _run(watch, answered)
     whole = monitor()
     whole.push(answered.token_ids, answered.log_p_ends)
     p_squeeze: dict[str, float] = {}
     if group.squeeze and can_confirm and Layer.SQUEEZE in layers:
-        is_seen = suspect_at is not None and answered.squeeze is not None
+        is_seen = is_glanced and answered.squeeze is not None
         p_squeeze["squeeze"] = p_value(group.squeeze, answered.squeeze or 0.0) if is_seen else 1.0
     return Outcome(
         verdict=watch.verdict(),
         tokens=watch.num_tokens,
         probe_tokens=watch.num_probe_tokens,
+        is_glanced=is_glanced,
         suspect_at=suspect_at,
         p_values=p_screen | p_squeeze | whole.p_values(),
         expected=expected,
     )
 
 
-def _run(watch: Watch, answered: Answered) -> int | None:
-    """Feed the answer until it ends, or is ended. Returns when it became a suspect."""
-    suspect_at, heard_at = None, math.inf
+def _run(watch: Watch, answered: Answered) -> tuple[bool, int | None]:
+    """Feed the answer until it ends, or is ended. Returns whether its embedding was looked at, and when it became a
+    suspect. A distance that nobody has measured says nothing."""
+    is_glanced, suspect_at, heard_at = False, None, math.inf
     for number, token in enumerate(answered.token_ids, 1):
         said = watch.push((token,), answered.log_p_ends[number - 1 : number], number == len(answered.token_ids))
         if said is Next.END:
-            return suspect_at
-        if said is Next.LOOK_TWICE and suspect_at is None:
+            return is_glanced, suspect_at
+        if said is Next.LOOK_TWICE and watch.wants_squeeze:
+            is_glanced = True
+            watch.squeezed([] if answered.squeeze is None else [answered.squeeze])
+        if said is Next.LOOK_TWICE and watch.is_suspect and suspect_at is None:
             suspect_at = number
-            if answered.squeeze is not None:
-                watch.squeezed([answered.squeeze])
             if answered.purified is not None:
                 heard_at = number + answered.purified[0]
         if number >= heard_at and answered.purified is not None:
             watch.looked(answered.purified[1], answered.purified[0])
             heard_at = math.inf
-    if suspect_at is not None and answered.purified is not None and math.isfinite(heard_at):
+    if suspect_at is not None and math.isfinite(heard_at):
         watch.gave_up(len(answered.token_ids) - suspect_at)
-    return suspect_at
+    return is_glanced, suspect_at

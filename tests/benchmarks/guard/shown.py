@@ -90,13 +90,21 @@ def _energy(model: str, part: Mapping[str, Any]) -> Table:
 
 
 def _benign(model: str, part: Mapping[str, Any]) -> Table:
-    header = ["benign answers", "number", "looked at twice", "put last", "capped", "cut off by the guard"]
+    header = [
+        "benign answers",
+        "number",
+        "embedding looked at",
+        "looked at twice",
+        "put last",
+        "capped",
+        "cut off by the guard",
+    ]
     header += ["right before", "right after", "tokens of second looks"]
     cells: list[list[object]] = [
         [
             row["which"],
             row["num"],
-            *(_share(row[name]) for name in ("suspects", "last", "capped", "truncated")),
+            *(_share(row[name]) for name in ("glanced", "suspects", "last", "capped", "truncated")),
             *(None if row[name] is None else f"{row[name]:.2%}" for name in ("score_before", "score_after")),
             f"{row['probe_share']:.2%}",
         ]

@@ -10,7 +10,7 @@ import pytest
 from schedulers.guard.calibration import Group
 from schedulers.guard.conformal import LEVEL, bound_tokens
 from schedulers.guard.stream import StreamMonitor
-from schedulers.guard.watch import Next, Watch
+from schedulers.guard.watch import LONGER, LONGER_BY, Next, Watch
 from schedulers.policies.guard import Action, Mode, Rules
 
 CAP = 40
@@ -39,7 +39,7 @@ def test_suspect_is_looked_at_twice_until_somebody_has() -> None:
     one = watch()
     said = push(one, 2 * BOUND)
     first = said.index(Next.LOOK_TWICE)
-    assert BOUND < first < BOUND + 10
+    assert BOUND <= first < BOUND + 10
     assert set(said[first:]) == {Next.LOOK_TWICE}
     assert one.verdict().action is Action.DEPRIORITISED
     assert one.verdict().reasons == ("length",)
@@ -59,7 +59,7 @@ def test_what_is_found_early_goes_on_to_the_cap_and_is_no_attack_if_it_ends_befo
     early = {"screen": 0.0001}
     one = watch(p_values=early)
     assert push(one, 8)[-1] is Next.LOOK_TWICE
-    one.looked(True, 5)
+    one.looked(True, CAP)
     said = push(one, CAP - 8)
     assert said[-1] is Next.END
     assert set(said[:-1]) == {Next.GO_ON}
@@ -132,3 +132,43 @@ def test_looks_do_not_add_up_to_false_alarms() -> None:
         tokens = int(math.expm1(3.0 + draw.random() - 0.5))
         suspects += Next.LOOK_TWICE in push(one, max(1, tokens))
     assert suspects / 4000 <= 0.015
+
+
+BENIGN_DISTANCES = [i / 100_000 for i in range(999)]
+
+
+def glanced(distance: float | None) -> Watch:
+    """Rare for the pre-screen, and no suspect for that alone."""
+    one = watch(p_values={"screen": 0.009}, squeeze=BENIGN_DISTANCES)
+    assert one.push((1,)) is Next.LOOK_TWICE
+    assert (one.is_suspect, one.wants_squeeze) == (False, True)
+    one.squeezed([] if distance is None else [distance])
+    return one
+
+
+def test_embedding_that_moves_makes_a_suspect_before_the_answer_is_long() -> None:
+    one = glanced(0.9)
+    assert one.is_suspect
+    assert one.push((2,)) is Next.LOOK_TWICE
+    assert one.num_tokens == 2
+
+
+@pytest.mark.parametrize("distance", [0.0, None])
+def test_glance_that_finds_nothing_is_not_repeated_and_accuses_nobody(distance: float | None) -> None:
+    one = glanced(distance)
+    assert set(push(one, 10)) == {Next.GO_ON}
+    assert (one.is_suspect, one.wants_squeeze) == (False, False)
+
+
+def test_nobody_is_glanced_at_who_is_not_rare() -> None:
+    one = watch(p_values={"screen": 0.02}, squeeze=BENIGN_DISTANCES)
+    assert set(push(one, 10)) == {Next.GO_ON}
+
+
+def test_what_is_clearly_longer_than_its_purified_answer_ends_before_the_cap() -> None:
+    one = watch(p_values={"screen": 0.0001})
+    push(one, 8)
+    one.looked(True, 10)
+    said = push(one, 15)
+    assert said == [Next.GO_ON] * 14 + [Next.END]
+    assert (one.num_tokens, one.verdict().action) == (math.ceil(LONGER * 10) + LONGER_BY, Action.CAPPED)
