@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -23,6 +24,7 @@ from serving.delivery.stream.wire import (
     GuardOrder,
     GuardSaid,
 )
+from serving.errors import EngineFailed
 from serving.fair_slots import SlotTurn
 from serving.replica.chat.fake_engine import FakeChatEngine
 from tests.support.chat_replicas import WATTS, LocalCalls, Mailbox, Replica, engine_request
@@ -269,3 +271,54 @@ async def test_second_look_goes_before_what_its_tenant_has_waiting_and_tells_no_
     monkeypatch.setattr("serving.replica.chat.hub.SlotTurn", Recorded)
     await run(replica_of(), start()._replace(rank=2, elsewhere_j=5.0))
     assert turns == [(2, 5.0), (-1, 0.0)]
+
+
+class Seeing(FakeChatEngine):
+    """With a tower, which sees every coarsened picture so far away."""
+
+    distance: float | None = None
+
+    async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
+        """Raises: EngineFailed: it is set to none."""
+        if self.distance is None:
+            raise EngineFailed("the tower fell")
+        return self.distance
+
+
+def seeing(distance: float | None) -> Replica:
+    """A replica whose calibration has distances."""
+    group = replace(CALIBRATION.groups["all"], squeeze=tuple(i / 100_000 for i in range(1000)))
+    engine = Seeing(answer=crafted, step_s=0.001)
+    engine.distance = distance
+    return Replica("r", engine, calibration=replace(CALIBRATION, groups={"all": group}), linger_s=0.01)
+
+
+RARE = ORDER._replace(p_values={"screen": 0.009})
+
+
+async def test_embedding_that_moves_has_an_attack_ended_before_it_is_over_its_bound() -> None:
+    replica = seeing(0.9)
+    (deltas,) = await run(replica, start(RARE))
+    said = guard_of(deltas)
+    assert (said.action, said.is_confirmed) == ("capped", True)
+    assert said.reasons[0] == "squeeze"
+    assert sum(delta.num_tokens for delta in deltas) <= BOUND
+    await assert_nothing_is_left(replica)
+
+
+async def test_glance_that_finds_nothing_is_paid_for_and_leaves_the_second_look_for_later() -> None:
+    replica = seeing(0.0)
+    (deltas,) = await run(replica, start(RARE))
+    said = guard_of(deltas)
+    assert (said.action, said.is_confirmed, said.probe_tokens) == ("capped", True, NUM_SHORT)
+    assert sum(delta.num_tokens for delta in deltas) > BOUND
+    assert deltas[-1].prefill_s + deltas[-1].decode_s == pytest.approx(replica.hub.busy_s(), rel=0.1)
+    await assert_nothing_is_left(replica)
+
+
+async def test_tower_that_fails_harms_nobody() -> None:
+    replica = seeing(None)
+    (deltas,) = await run(replica, start(RARE))
+    assert sum(delta.num_tokens for delta in deltas) == 300
+    assert guard_of(deltas).probe_tokens == 0
+    await assert_nothing_is_left(replica)
