@@ -36,6 +36,8 @@ from models.training.texthawk2.synth.words import latin_word
 Part: TypeAlias = Literal["calibration", "evaluation"]
 SEEDS: dict[Part, int] = {"calibration": 1601, "evaluation": 1602}
 HARD_SHARE = 0.1
+HARD_FROM = 10_000
+"""Places from which hard ones alone are taken, to have more of them than a mixture holds."""
 MAX_TOKENS = 512
 """As attackers have it."""
 LONG_QUESTIONS = (
@@ -87,8 +89,23 @@ def items(model: str, part: Part, places: Sequence[int]) -> Iterator[Item]:
         raise ValueError(f"there is no corpus for {model}; choose from {', '.join(MODELS)}")
     fonts = default_fonts()
     for place in places:
-        rng = np.random.default_rng((SEEDS[part], MODELS.index(model), place))
+        rng = _rng(model, part, place)
         yield _hard(rng, model, fonts) if rng.random() < HARD_SHARE else _ordinary(rng, model, fonts)
+
+
+def hard_places(model: str, part: Part, count: int) -> list[int]:
+    """The first hard items from ``HARD_FROM`` on."""
+    found: list[int] = []
+    place = HARD_FROM
+    while len(found) < count:
+        if _rng(model, part, place).random() < HARD_SHARE:
+            found.append(place)
+        place += 1
+    return found
+
+
+def _rng(model: str, part: Part, place: int) -> np.random.Generator:
+    return np.random.default_rng((SEEDS[part], MODELS.index(model), place))
 
 
 # -- ordinary ones ---------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from serving.delivery.stream.wire import EngineImage
 from serving.guard.fit import Benign
 from serving.guard.purify import purified, squeezed
 from serving.guard.screen import shipped_screen
-from tests.benchmarks.guard.corpus import Part, items
+from tests.benchmarks.guard.corpus import HARD_FROM, Part, items
 from tests.benchmarks.guard.replay import Answered
 from tests.benchmarks.guard.traces import Tiles, Trace, answers, batched, cut
 
@@ -37,11 +37,13 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """An answer and where its pictures are. ``key``: its name among all of a model."""
+    """An answer and where its pictures are. ``key``: its name among all of a model. ``is_extra``: a hard one beside the
+    mixture, which counts among hard ones alone."""
 
     key: str
     kind: str
     is_hard: bool
+    is_extra: bool
     answered: Answered
     prompt_ids: tuple[int, ...]
     expected: str | None
@@ -105,6 +107,7 @@ def benign_subjects(traces: Sequence[Trace], model: str, part: Part, victim: Vic
             key=f"{part}-{trace.place}",
             kind=trace.kind,
             is_hard=trace.is_hard,
+            is_extra=trace.place >= HARD_FROM,
             answered=Answered(
                 asked=asked_of(trace, victim.prompts.image_id),
                 token_ids=(*trace.token_ids, *[victim.end_id] * trace.is_ended),
@@ -146,6 +149,7 @@ def _attacked(record: Record, path: Path, victim: Victim) -> Subject:
         key=f"{record.attack}-{record.task}-{record.index}-{digest:08x}",
         kind=record.attack,
         is_hard=False,
+        is_extra=False,
         answered=Answered(
             asked=Asked(record.question, num_images=1),
             token_ids=(*record.token_ids, *[victim.end_id] * is_ended),

@@ -71,19 +71,20 @@ def measured(
     judged: Sequence[Judged], calibration: GuardCalibration, *, decode: Callable[[Sequence[int]], str]
 ) -> dict[str, Any]:
     """Everything of one model."""
-    benign = [one for one in judged if one.record is None]
+    mixed = [one for one in judged if one.record is None and not one.subject.is_extra]
+    hard = [one for one in judged if one.record is None and one.subject.is_hard]
     attacked = [one for one in judged if one.record is not None]
     joules = joules_of([one.record for one in attacked if one.record is not None])
     return {
-        "num_benign": len(benign),
-        "num_hard": sum(one.subject.is_hard for one in benign),
+        "num_benign": len(mixed),
+        "num_hard": len(hard),
         "num_calibration": calibration.num_benign,
         "num_attacked": len(attacked),
-        "coverage": list(coverage(benign)),
-        "benign": benign_rows(benign, decode),
-        "false_alarms": list(false_alarms(benign)),
+        "coverage": list(coverage(mixed)),
+        "benign": benign_rows(mixed, hard, decode),
+        "false_alarms": list(false_alarms(mixed, hard)),
         "found": list(found(attacked)),
-        "roc": roc(benign, attacked),
+        "roc": roc(mixed, attacked),
         "energy": list(energy(attacked, joules)),
         "sanity": sanity(attacked),
         "joules": {"of_a_request": joules[0], "of_a_token": joules[1]},
@@ -104,14 +105,16 @@ def coverage(benign: Sequence[Judged]) -> Iterable[dict[str, Any]]:
             yield {"group": name, "num": len(of_group), "bounded": len(bounded), "exceeded": share(over), "aim": LEVEL}
 
 
-def benign_rows(benign: Sequence[Judged], decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
+def benign_rows(
+    mixed: Sequence[Judged], hard: Sequence[Judged], decode: Callable[[Sequence[int]], str]
+) -> list[dict[str, Any]]:
     """What is done to them: all, ordinary ones, hard ones; and whether answers are still right."""
     rows = []
     for name, chosen in (
-        ("all", benign),
-        ("ordinary", [one for one in benign if not one.subject.is_hard]),
-        ("hard", [one for one in benign if one.subject.is_hard]),
-        ("ended by themselves", [one for one in benign if one.subject.answered.is_ended]),
+        ("mixture", mixed),
+        ("ordinary", [one for one in mixed if not one.subject.is_hard]),
+        ("hard", hard),
+        ("mixture, ended by themselves", [one for one in mixed if one.subject.answered.is_ended]),
     ):
         if not chosen:
             continue
@@ -150,12 +153,13 @@ def is_right(one: Judged, num_tokens: int, decode: Callable[[Sequence[int]], str
     return told == expected.strip()
 
 
-def false_alarms(benign: Sequence[Judged]) -> Iterable[dict[str, Any]]:
-    """Of each detector at each level, on benign answers that nothing was calibrated with."""
+def false_alarms(mixed: Sequence[Judged], all_hard: Sequence[Judged]) -> Iterable[dict[str, Any]]:
+    """Of each detector at each level, of benign answers that nothing was calibrated with. The squeeze: of the first of
+    the mixture, whose pictures were all squeezed."""
     for detector in DETECTORS:
         row: dict[str, Any] = {"detector": detector}
-        looked = [one for one in benign if detector != "squeeze" or one.p_squeeze is not None]
-        hard = [one for one in looked if one.subject.is_hard]
+        looked = _squeezed(mixed) if detector == "squeeze" else mixed
+        hard = [one for one in looked if one.subject.is_hard] if detector == "squeeze" else all_hard
         row["num"] = len(looked)
         for level in LEVELS:
             if looked:
@@ -163,6 +167,13 @@ def false_alarms(benign: Sequence[Judged]) -> Iterable[dict[str, Any]]:
             if hard:
                 row[f"hard_{level:g}"] = share([one.is_found(detector, level) for one in hard])
         yield row
+
+
+def _squeezed(mixed: Sequence[Judged]) -> list[Judged]:
+    """Up to the first whose picture was not: of others it is known only if they were strange already."""
+    known = [one.evidence.squeeze is not None or not one.subject.answered.asked.num_images for one in mixed]
+    first_unknown = known.index(False) if False in known else len(known)
+    return [one for one in mixed[:first_unknown] if one.evidence.squeeze is not None]
 
 
 # -- attacked --------------------------------------------------------------------------------------------------------
@@ -212,7 +223,7 @@ def roc(benign: Sequence[Judged], attacked: Sequence[Judged]) -> dict[str, list[
     large = [one for one in attacked if one.record is not None and one.record.amplification >= 6.0]
     curves = {}
     for detector in DETECTORS[:-1]:
-        looked = [one for one in benign if detector != "squeeze" or one.p_squeeze is not None]
+        looked = _squeezed(benign) if detector == "squeeze" else benign
         if not large or not looked:
             continue
         low, high = ([one.p_value(detector) for one in which] for which in (looked, large))

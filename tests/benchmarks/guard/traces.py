@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from loadtest.adversarial.victim import Answer, Victim, load_victim
 from models.families.texthawk2.image_processor import cut_tiles
-from tests.benchmarks.guard.corpus import MAX_TOKENS, MODELS, SEEDS, Item, Part, items
+from tests.benchmarks.guard.corpus import MAX_TOKENS, MODELS, SEEDS, Item, Part, hard_places, items
 
 T = TypeVar("T")
 OUT = Path("out/guard")
@@ -122,16 +122,17 @@ def read(path: Path) -> list[Trace]:
     return [found[place] for place in sorted(found)]
 
 
-def make(model: str, part: Part, count: int, out: Path = OUT) -> list[Trace]:
-    """The first ``count`` of a part, those that are missing first."""
+def make(model: str, part: Part, count: int, num_hard: int = 0, out: Path = OUT) -> list[Trace]:
+    """The first ``count`` of a part, and so many hard ones beside, those that are missing first."""
+    wanted = [*range(count), *hard_places(model, part, num_hard)]
     path = out / model / f"{part}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     have = {trace.place for trace in read(path)}
-    missing = [place for place in range(count) if place not in have]
+    missing = [place for place in wanted if place not in have]
     if missing:
         victim = load_victim(model)
         with Progress() as progress, path.open("a", encoding="utf-8") as file:
-            bar = progress.add_task(f"{model}, {part}", total=count, completed=count - len(missing))
+            bar = progress.add_task(f"{model}, {part}", total=len(wanted), completed=len(wanted) - len(missing))
             for places in batched(missing, _BATCH):
                 asked = [
                     (place, item, cut(item, victim))
@@ -143,7 +144,7 @@ def make(model: str, part: Part, count: int, out: Path = OUT) -> list[Trace]:
                         file.write(json.dumps(asdict(trace), ensure_ascii=False) + "\n")
                     file.flush()
                     progress.advance(bar, len(batch))
-    return [trace for trace in read(path) if trace.place < count]
+    return [trace for trace in read(path) if trace.place in set(wanted)]
 
 
 def main() -> None:
@@ -152,11 +153,12 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, action="append", help="default: all")
     parser.add_argument("--part", choices=sorted(SEEDS), action="append", help="default: both")
     parser.add_argument("--count", type=int, default=1500)
+    parser.add_argument("--hard", type=int, default=0, help="so many hard ones beside, of the evaluation part")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for model in args.model or MODELS:
         for part in args.part or SEEDS:
-            traces = make(model, part, args.count)
+            traces = make(model, part, args.count, args.hard if part == "evaluation" else 0)
             lengths = np.array([trace.length for trace in traces])
             print(
                 model,
