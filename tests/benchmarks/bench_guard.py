@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from tests.benchmarks.guard.evidence import (
     squeeze,
 )
 from tests.benchmarks.guard.judged import Judged, judge, measured
-from tests.benchmarks.guard.traces import OUT, read
+from tests.benchmarks.guard.traces import OUT, make
 
 
 def main() -> None:
@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(PARTS), action="append", help="this part anew (may be repeated)")
     parser.add_argument("--model", action="append", choices=MODELS, help="may be repeated; default: all")
     parser.add_argument("--attacks", type=Path, default=ROOT / "out" / "adversarial", help="runs with records")
-    parser.add_argument("--most", type=int, help="benign answers of each model; default all that are there")
+    parser.add_argument("--benign", type=int, default=1280, help="benign answers of each model; made where missing")
+    parser.add_argument("--hard", type=int, default=200, help="hard ones beside")
     parser.add_argument("--squeezed", type=int, default=600, help="benign pictures whose embedding is squeezed")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -53,7 +54,7 @@ def main() -> None:
     before = folder / "guard.json"
     document = json.loads(before.read_text()) if args.only and before.is_file() else {}
     for name in args.only or _USUAL:
-        document[name] = {"of": provenance("guard"), **PARTS[name](args)}
+        document[name] = {**PARTS[name](args, document.get(name, {})), "of": provenance("guard")}
     document = {**document, **provenance("guard")}
     tables = list(shown.tables(document))
     for title, header, cells in tables:
@@ -63,9 +64,9 @@ def main() -> None:
     shown.draw(document, folder)
 
 
-def offline(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that recorded answers can show."""
-    return {model: _model(args, model) for model in args.model or MODELS}
+def offline(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that recorded answers can show; of other models as it was."""
+    return {**before, **{model: _model(args, model) for model in args.model or MODELS}}
 
 
 def _model(args: argparse.Namespace, model: str) -> dict[str, Any]:
@@ -74,10 +75,7 @@ def _model(args: argparse.Namespace, model: str) -> dict[str, Any]:
     calibration = read_calibration(folder)
     if calibration is None:
         raise SystemExit(f"{model} has no guard.json; python -m tests.benchmarks.guard.calibrate --model {model}")
-    most = 64 if args.quick else args.most
-    traces = read(OUT / model / "evaluation.jsonl")[:most]
-    if not traces:
-        raise SystemExit(f"no answers of {model}; python -m tests.benchmarks.guard.traces --part evaluation")
+    traces = make(model, "evaluation", *((64, 0) if args.quick else (args.benign, args.hard)))
     benign = benign_subjects(traces, model, "evaluation", victim)
     attacked = attacked_subjects(args.attacks, model, victim)[: 8 if args.quick else None]
     kept = Kept(OUT / model / "evidence.jsonl")
@@ -97,7 +95,7 @@ def _model(args: argparse.Namespace, model: str) -> dict[str, Any]:
     return measured(judged(), calibration, decode=victim.prompts.decode)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[argparse.Namespace, Mapping[str, Any]], dict[str, Any]]] = {
     "offline": offline,
     "dos": dos.measure,
     "neighbours": served.neighbours,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ class _Pair(NamedTuple):
     original: Pictures
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
     """Rates with which who is taken for a replay."""
     victim = load_victim(MODEL)
     pairs = _pairs(args.attacks, victim)[: 8 if args.quick else _MOST]

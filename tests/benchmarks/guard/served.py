@@ -46,7 +46,7 @@ CONDITIONS = ("nobody attacks", "attacked, guard off", "attacked, guard on")
 Row = dict[str, Any]
 
 
-def neighbours(args: argparse.Namespace) -> dict[str, Any]:
+def neighbours(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
     """A benign tenant's first tokens and goodput: alone, and beside one request in ten that is crafted."""
     crafted = _crafted(args.attacks)
     rounds, seconds = (1, 5.0) if args.quick else (3, 16.0)
@@ -82,7 +82,7 @@ def neighbours(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def overhead(args: argparse.Namespace) -> dict[str, Any]:
+def overhead(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
     """Answers a second with the guard and without, in turns; and what its parts take, each alone."""
     rounds, seconds = (1, 4.0) if args.quick else (4, 15.0)
     rates: dict[str, list[float]] = {"open": [], "guarded": []}
