@@ -12,7 +12,7 @@ from serving.delivery.stream.wire import ChoiceStart, EngineRequest, Frame, Item
 from serving.energy.meter import Meter
 from serving.energy.replica import ReplicaEnergy
 from serving.errors import ServingError
-from serving.replica.chat.fake_engine import FakeChatEngine
+from serving.replica.chat.base import ChatEngine
 from serving.replica.chat.hub import ChoiceHub
 from serving.telemetry.events import ChoiceEndedEarly, ChoiceFinished, Event
 
@@ -87,7 +87,7 @@ class Replica:
     def __init__(
         self,
         name: str,
-        engine: FakeChatEngine,
+        engine: ChatEngine,
         *,
         max_running: int = 16,
         max_waiting: int = 64,
