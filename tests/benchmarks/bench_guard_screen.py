@@ -34,8 +34,8 @@ DISGUISES: dict[str, Callable[[Pixels], Pixels]] = {
     "JPEG 75": lambda picture: jpeg(picture, 75),
     "twice as large": lambda picture: np.asarray(Image.fromarray(picture).resize((448, 448)), np.uint8),
 }
-_BUCKETS = ((0.0, 2.0), (2.0, 6.0), (6.0, np.inf))
-"""Of tokens over those of the clean picture."""
+_BUCKETS: tuple[tuple[float, float | None], ...] = ((0.0, 2.0), (2.0, 6.0), (6.0, None))
+"""Of tokens over those of the clean picture; the last one is open."""
 _SECRET = b"benchmark" * 4
 
 
@@ -80,7 +80,7 @@ def attack_table(screen: ImageScreen, runs: Sequence[Path]) -> list[dict[str, An
         facts = {"model": model, "attack": attack, "is_known": attack in known["attacks"]}
         rows += [{**facts, "disguise": name, **_judged(screen, of, change)} for name, change in DISGUISES.items()]
         for low, high in _BUCKETS:
-            if within := [one for one in of if low <= one.amplification < high]:
+            if within := [one for one in of if low <= one.amplification < (high or np.inf)]:
                 rows.append({**facts, "amplification": [low, high], **_judged(screen, within, DISGUISES["as it is"])})
     return rows
 
@@ -118,7 +118,7 @@ def described(document: dict[str, Any]) -> str:
     attacks = [
         [
             f"{row['model']}, {row['attack']}" + ("" if row["is_known"] else " *"),
-            row.get("disguise") or "{:g} to {:g} times as long".format(*row["amplification"]),
+            row.get("disguise") or _times(*row["amplification"]),
             row["num"],
             *_cells(row),
         ]
@@ -135,6 +135,10 @@ def described(document: dict[str, Any]) -> str:
             markdown_table(("tiles", "median", "p99"), spent),
         ]
     )
+
+
+def _times(low: float, high: float | None) -> str:
+    return f"{low:g} times as long or longer" if high is None else f"{low:g} to {high:g} times as long"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
