@@ -27,8 +27,10 @@ def limited(request: EngineRequest, order: GuardOrder | None, calibration: Guard
     return request._replace(tells_ends=_watches_ends(request, order, calibration))
 
 
-def watch_for(request: EngineRequest, order: GuardOrder, calibration: GuardCalibration | None) -> Watch:
-    """Follows one choice."""
+def watch_for(
+    request: EngineRequest, order: GuardOrder, calibration: GuardCalibration | None, *, sees_apart: bool = True
+) -> Watch:
+    """Follows one choice. ``sees_apart``: whether its engine tells how far an embedding has moved."""
     layers, group = _layers(request, order), _group(order, calibration)
     monitor = None
     if group is not None and calibration is not None and not _asks_for_length(request, order):
@@ -40,7 +42,7 @@ def watch_for(request: EngineRequest, order: GuardOrder, calibration: GuardCalib
         p_values=order.p_values,
         monitor=monitor,
         can_confirm=_can_confirm(request, order),
-        squeeze=group.squeeze if group is not None and Layer.SQUEEZE in layers else (),
+        squeeze=group.squeeze if group is not None and sees_apart and Layer.SQUEEZE in layers else (),
         is_replay=order.is_capped,
     )
 

@@ -54,6 +54,11 @@ class SteppingEngine:
         """Nothing is counted."""
         return EngineStats()
 
+    @property
+    def sees_apart(self) -> bool:
+        """No."""
+        return False
+
     async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
         """There is no tower."""
         return None

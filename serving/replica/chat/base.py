@@ -86,6 +86,11 @@ class ChatEngine(Protocol):
         """
         ...
 
+    @property
+    def sees_apart(self) -> bool:
+        """Whether ``image_distance`` ever says anything."""
+        ...
+
     async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
         """How far the vision tower sees two images of the same grid apart: 1 - cosine of their embeddings, the mean of
         all tokens, 0 to 2. None: this engine does not give its embeddings away."""

@@ -116,6 +116,11 @@ class FakeChatEngine:
         finally:
             self._stats.aborts += not finished and not self._dead.is_set()
 
+    @property
+    def sees_apart(self) -> bool:
+        """No."""
+        return False
+
     async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
         """There is no tower."""
         return None

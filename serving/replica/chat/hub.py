@@ -365,7 +365,7 @@ class ChoiceHub:
     def _watched(self, choice: _Running, start: ChoiceStart) -> Watch | None:
         if start.guard is None:
             return None
-        watch = watch_for(start.request, start.guard, self._calibration)
+        watch = watch_for(start.request, start.guard, self._calibration, sees_apart=self._engine.sees_apart)
         again = purified_request(start.request, start.guard)
         # Before what its tenant has waiting; what others served the tenant has been told.
         beside = start._replace(rank=min(0, start.rank) - 1, elsewhere_j=0.0)

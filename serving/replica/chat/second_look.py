@@ -1,8 +1,9 @@
 """The second look at a suspect: the same question about a secretly purified copy of its pictures, on the same engine.
 
 It waits for a slot like a choice of its tenant, before those of that tenant that wait, and holds keys and values like
-one. Its busy seconds are the choice's, so there is one at most: no choice takes more than its prompt twice, its own
-tokens and those of its cap. It ends with the choice at the latest.
+one. Its busy seconds are the choice's, so there is one at most, and one glance at the embedding: no choice takes more
+than its prompt twice, one more pass of the vision tower, its own tokens and those of its cap. It ends with the choice
+at the latest.
 """
 
 from __future__ import annotations

@@ -111,6 +111,11 @@ class TorchEngine:
         finally:
             self._stats.aborts += not finished
 
+    @property
+    def sees_apart(self) -> bool:
+        """Yes: the tower is here."""
+        return True
+
     async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
         """On the engine's thread, between the steps of others. ``other`` is not kept."""
         await self.check_health()

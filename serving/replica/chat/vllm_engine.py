@@ -164,6 +164,11 @@ class VllmEngine:
                 self._beat.stats.aborts += 1
                 await self._abort(request)
 
+    @property
+    def sees_apart(self) -> bool:
+        """No: the tower is in another process."""
+        return False
+
     async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
         """vLLM keeps its embeddings to itself."""
         return None

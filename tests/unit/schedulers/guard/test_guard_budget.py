@@ -1,7 +1,8 @@
 """The budget holds whatever detectors say: 100,000 sequences of requests, tokens, second looks, faults and aborts.
 
 What is charged is what was done: prompts that were read and tokens that were written, of the answer and of its second
-look. What was reserved is the most that both may take: the prompt twice, the answer's limit and its cap.
+look. What was reserved is the most that both may take: the prompt twice, a glance at the embedding, the answer's limit
+and its cap.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ GROUP = Group(
     eos=(2.0,) * 600,
     eos_median=(-4.0,),
 )
-READ_J, WRITE_J = 0.25, 2.0
-"""Of a token that is read and of one that is written."""
+READ_J, WRITE_J, SEE_J = 0.25, 2.0, 3.0
+"""Of a token that is read, of one that is written, and of a pass of the vision tower."""
+DISTANCES = tuple(i / 1000 for i in range(999))
 
 
 @dataclass(slots=True)
@@ -48,12 +50,12 @@ class Sequence:
     @property
     def most_j(self) -> float:
         looks = self.may_look and self.mode is Mode.ENFORCE
-        return READ_J * self.num_prompt * (1 + looks) + WRITE_J * (self.limit + looks * self.cap)
+        return READ_J * self.num_prompt * (1 + looks) + WRITE_J * (self.limit + looks * self.cap) + looks * SEE_J
 
     def run(self) -> tuple[int, int, bool, float]:
         """Tokens of the answer and of the second look, whether it was ended, and joules."""
         draw = self.draw
-        p_values = {"screen": draw.choice((1.0, 0.02, 1e-4))}
+        p_values = {"screen": draw.choice((1.0, 0.02, 0.009, 1e-4))}
         monitor = StreamMonitor(GROUP, draw.choice((1, 8, 1 << 30)), {0}) if draw.random() < 0.8 else None
         watch = Watch(
             Rules(mode=self.mode),
@@ -61,6 +63,7 @@ class Sequence:
             p_values=p_values,
             monitor=monitor,
             can_confirm=self.may_look,
+            squeeze=DISTANCES if draw.random() < 0.5 else (),
             is_replay=self.is_replay,
         )
         joules, said, looked, looking = READ_J * self.num_prompt, 0, 0, False
@@ -78,8 +81,12 @@ class Sequence:
                 is_ended = True
                 break
             if step is Next.LOOK_TWICE and not looking and not looked and draw.random() < 0.7:  # else no room
-                looking = True
-                joules += READ_J * self.num_prompt
+                if watch.wants_squeeze:
+                    joules += SEE_J
+                    watch.squeezed(draw.choice(([], [0.1], [5.0])))
+                if watch.is_suspect:
+                    looking = True
+                    joules += READ_J * self.num_prompt
             if looking:
                 more = min(draw.randrange(4), self.cap - looked)
                 looked += more

@@ -277,6 +277,7 @@ class Seeing(FakeChatEngine):
     """With a tower, which sees every coarsened picture so far away."""
 
     distance: float | None = None
+    sees_apart = True
 
     async def image_distance(self, one: EngineImage, other: EngineImage) -> float | None:
         """Raises: EngineFailed: it is set to none."""
@@ -314,6 +315,13 @@ async def test_glance_that_finds_nothing_is_paid_for_and_leaves_the_second_look_
     assert sum(delta.num_tokens for delta in deltas) > BOUND
     assert deltas[-1].prefill_s + deltas[-1].decode_s == pytest.approx(replica.hub.busy_s(), rel=0.1)
     await assert_nothing_is_left(replica)
+
+
+async def test_engine_without_a_tower_is_not_asked_and_its_silence_does_not_count_as_a_detector() -> None:
+    replica = seeing(0.9)
+    replica.engine.sees_apart = False
+    (deltas,) = await run(replica, start(RARE))
+    assert "squeeze" not in guard_of(deltas).p_values
 
 
 async def test_tower_that_fails_harms_nobody() -> None:
