@@ -100,9 +100,9 @@ def coverage(benign: Sequence[Judged]) -> Iterable[dict[str, Any]]:
     for name in (*groups, "all"):
         of_group = [one for one in benign if name in ("all", one.outcome.expected.group)]
         bounded = [one for one in of_group if one.outcome.expected.bound_tokens < NO_BOUND]
-        if bounded:
-            over = [one.subject.answered.length > one.outcome.expected.bound_tokens for one in bounded]
-            yield {"group": name, "num": len(of_group), "bounded": len(bounded), "exceeded": share(over), "aim": LEVEL}
+        over = [one.subject.answered.length > one.outcome.expected.bound_tokens for one in bounded]
+        exceeded = share(over) if over else None  # where too many benign answers were cut off, there is no bound
+        yield {"group": name, "num": len(of_group), "bounded": len(bounded), "exceeded": exceeded, "aim": LEVEL}
 
 
 def benign_rows(

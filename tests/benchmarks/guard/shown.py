@@ -115,7 +115,8 @@ def _benign(model: str, part: Mapping[str, Any]) -> Table:
 
 def _coverage(model: str, part: Mapping[str, Any]) -> Table:
     cells: list[list[object]] = [
-        [row["group"], row["num"], row["bounded"], _share(row["exceeded"])] for row in part["coverage"]
+        [row["group"], row["num"], row["bounded"], None if row["exceeded"] is None else _share(row["exceeded"])]
+        for row in part["coverage"]
     ]
     title = f"**{model}**: benign answers over the bound that their text set (1% is the aim)"
     return title, ["group", "answers", "with a bound", "over it"], cells
