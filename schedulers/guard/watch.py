@@ -3,8 +3,9 @@
 A suspect is looked at twice by asking the same question about a purified copy of its picture. If that answer ends
 within the benign length while this one goes on, the picture is the cause, and this one ends where 95% of benign answers
 have ended, or where it is clearly longer than the purified one, whichever comes first. If it goes on as well, the text
-is the cause, or the picture shows much: nothing is done. So an answer without a picture is never found to be an attack
-here, and costs its sender what it costs.
+is the cause, or the picture shows much: nothing is done, unless its embedding had moved and the answer is strange by
+itself, as are those of who prepared for purification. An answer without a picture is never found to be an attack here,
+and costs its sender what it costs.
 
 The embedding is looked at before that: of whoever is rare at ``GLANCE_AT`` for any one detector. It takes one more pass
 of the vision tower and nothing else, and may tell of an attack before its first token.
@@ -27,6 +28,9 @@ from schedulers.policies.guard import Evidence, Mode, Rules, Verdict, combined, 
 GLANCE_AT = 0.01
 """A p-value at which the embedding is looked at. Nothing else follows from it, so it need not be divided by how many
 detectors there are; a few benign requests in a hundred pay for it."""
+MOVED_AT = 0.005
+"""A p-value of the embedding that stands in for a purified answer: who prepares for purification leaves a picture whose
+embedding moves more than that of almost any benign one. It takes a detector of the answer itself beside it."""
 LONGER, LONGER_BY = 1.5, 8
 """So many times as long as the purified answer, and so many tokens more, is clearly longer."""
 LOOK_EVERY = 8
@@ -89,8 +93,15 @@ class Watch:
         """Whether the picture makes it long; None while nobody has looked, or it is no longer than benign ones."""
         if self._purified_ended is None:
             return None
-        is_long = self._is_cut or self._num_tokens > self._cap_tokens
-        return True if self._purified_ended and is_long else None if self._purified_ended else False
+        if not (self._purified_ended or self._is_moved_and_strange()):
+            return False
+        return True if self._is_cut or self._num_tokens > self._cap_tokens else None
+
+    def _is_moved_and_strange(self) -> bool:
+        """Whether the answer is strange of a picture whose embedding moved, whatever a purified copy says."""
+        if self._monitor is None or self._seen.get(str(Layer.SQUEEZE), 1.0) > MOVED_AT:
+            return False
+        return min(self._monitor.p_values().values(), default=1.0) <= self._rules.suspect_at
 
     def push(self, token_ids: Sequence[int], log_p_ends: Sequence[float] | None = None, is_last: bool = False) -> Next:
         """Tokens were added; ``is_last``: the answer has ended."""
@@ -99,12 +110,17 @@ class Watch:
             self._monitor.push(token_ids, log_p_ends)
         if is_last or self._rules.mode is not Mode.ENFORCE:
             return Next.GO_ON
-        if (self._is_replay or self._purified_ended) and self._num_tokens >= self._cap_tokens:
+        if self._num_tokens >= self._cap_tokens and self._should_end():
             self._is_cut = True
             return Next.END
         if self._can_confirm and self._purified_ended is None and self._should_be_looked_at():
             return Next.LOOK_TWICE
         return Next.GO_ON
+
+    def _should_end(self) -> bool:
+        if self._is_replay or self._purified_ended:
+            return True
+        return self._purified_ended is False and self._is_moved_and_strange()
 
     def _should_be_looked_at(self) -> bool:
         if not self._is_suspect and self._num_tokens >= self._look_at:

@@ -172,3 +172,25 @@ def test_what_is_clearly_longer_than_its_purified_answer_ends_before_the_cap() -
     said = push(one, 15)
     assert said == [Next.GO_ON] * 14 + [Next.END]
     assert (one.num_tokens, one.verdict().action) == (math.ceil(LONGER * 10) + LONGER_BY, Action.CAPPED)
+
+
+@pytest.mark.parametrize(("distance", "is_ended"), [(0.9, True), (0.0, False)])
+def test_who_has_prepared_for_purification_is_told_by_an_embedding_that_moved(distance: float, is_ended: bool) -> None:
+    """The copy's answer is as long; the answer itself is over its bound, too."""
+    one = watch(squeeze=BENIGN_DISTANCES)
+    push(one, 2 * BOUND)
+    one.squeezed([distance])
+    one.looked(False, CAP)
+    assert one.push((1,)) is (Next.END if is_ended else Next.GO_ON)
+    assert one.is_confirmed is is_ended
+    assert one.verdict().action is (Action.CAPPED if is_ended else Action.DEPRIORITISED)
+
+
+def test_embedding_that_moved_alone_ends_nothing() -> None:
+    """A picture of noise: its embedding moves, and its answer is like others."""
+    one = watch(p_values={"screen": 0.0001}, squeeze=BENIGN_DISTANCES)
+    one.push((0,))
+    one.squeezed([0.9])
+    one.looked(False, CAP)
+    assert set(push(one, BOUND - 1)) == {Next.GO_ON}
+    assert one.is_confirmed is False
