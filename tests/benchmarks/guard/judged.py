@@ -27,6 +27,7 @@ LEVELS = (0.01, 0.001)
 MIN_FOR_RARE = 5000
 """Benign answers below which no rate of 0.1% is claimed."""
 CONTROLS = ("noise", "random-pictures")
+UNBOUNDED = "delayed-eos-unbounded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,7 @@ def measured(
         "found": list(found(attacked)),
         "roc": roc(mixed, attacked),
         "energy": list(energy(attacked, joules)),
+        "aims": list(aims(mixed, attacked, joules)),
         "sanity": sanity(attacked),
         "joules": {"of_a_request": joules[0], "of_a_token": joules[1]},
     }
@@ -283,6 +285,39 @@ def energy(attacked: Sequence[Judged], joules: tuple[float, float]) -> Iterable[
             "attacker_j": float(np.mean([record.attacker_j for _, record in chosen])),
             "saved_j": float(np.mean(np.array(open_j) - np.array(spent_j))),
         }
+
+
+def aims(mixed: Sequence[Judged], attacked: Sequence[Judged], joules: tuple[float, float]) -> Iterable[dict[str, Any]]:
+    """What was wanted beside what was measured. ``is_met``: by the estimate itself, whatever its interval.
+
+    Attacks are *static* or know the guard (*adaptive*). Who is not held to a bound of the picture is a check, no rival.
+    """
+    kinds = {one.subject.kind for one in attacked if one.subject.kind not in (*CONTROLS, UNBOUNDED)}
+    adaptive = {kind for kind in kinds if kind in RECIPES and RECIPES[kind].knows_guard}
+    false_alarms_ = share([one.is_found("combined", 0.01) for one in mixed])
+    yield _aim("false alarms of all detectors together at 1%", 0.01, false_alarms_, is_most=True)
+    for name, which, least, most in (("static", kinds - adaptive, 0.95, 1.5), ("adaptive", adaptive, 0.8, 3.0)):
+        chosen = [one for one in attacked if one.subject.kind in which]
+        large = [one for one in chosen if one.record is not None and one.record.amplification >= 6.0]
+        if large:
+            for detector in ("combined", "confirmed"):
+                hits = share([one.is_found(detector, 0.01) for one in large])
+                yield _aim(f"{name}, six times as long, {detector} (of {len(large)})", least, hits, is_most=False)
+        worst = max((row for row in energy(chosen, joules) if row["attack"] in which), key=_guarded, default=None)
+        if worst is not None:
+            what = f"{name}, times the joules with the guard, worst attack: {worst['attack']} (of {worst['num']})"
+            yield _aim(what, most, worst["guarded_energy"], is_most=True)
+    cut = share([one.outcome.tokens < one.subject.answered.length for one in mixed])
+    yield _aim("benign answers that are cut off", 0.005, cut, is_most=True)
+
+
+def _guarded(row: dict[str, Any]) -> float:
+    return float(row["guarded_energy"]["value"])
+
+
+def _aim(what: str, aim: float, measured_: dict[str, float], *, is_most: bool) -> dict[str, Any]:
+    is_met = measured_["value"] <= aim if is_most else measured_["value"] >= aim
+    return {"what": what, "aim": aim, "is_most": is_most, "measured": measured_, "is_met": is_met}
 
 
 def _spent(one: Judged) -> float:

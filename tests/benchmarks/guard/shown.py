@@ -36,6 +36,7 @@ def _of_model(model: str, part: Mapping[str, Any]) -> Iterator[Table]:
         f"{part['num_calibration']} others; {part['num_attacked']} attacked pictures"
     )
     rare = part["num_benign"] >= MIN_FOR_RARE
+    yield _aims(model, part)
     yield _found(f"**{model}**: share of attacked answers found at 1% false alarms as calibrated ({of})", part, "0.01")
     if rare:
         yield _found(f"**{model}**: the same at 0.1%", part, "0.001")
@@ -43,6 +44,19 @@ def _of_model(model: str, part: Mapping[str, Any]) -> Iterator[Table]:
     yield _energy(model, part)
     yield _benign(model, part)
     yield _coverage(model, part)
+
+
+def _aims(model: str, part: Mapping[str, Any]) -> Table:
+    cells: list[list[object]] = [
+        [
+            row["what"],
+            f"{'at most' if row['is_most'] else 'at least'} {row['aim']:g}",
+            "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["measured"]),
+            "met" if row["is_met"] else "missed",
+        ]
+        for row in part["aims"]
+    ]
+    return f"**{model}**: aims", ["figure", "aim", "measured", ""], cells
 
 
 def _found(title: str, part: Mapping[str, Any], level: str) -> Table:
