@@ -1,6 +1,7 @@
 """A picture that keeps a model from ending, over HTTP and gRPC: capped, with the reason; an ordinary one is left alone.
 
-The picture was crafted with the weights of the model that is served (docs/guard.md). What benign answers are like is
+The picture was crafted with the weights of the model that is served (docs/guard.md), and none of 24 changed copies of it
+keeps the model from ending; with other pictures of these attacks many do, and the guard misses them. What benign answers are like is
 made up here, as short as this model's are: how often the guard is right is measured elsewhere (``make bench-guard``).
 """
 
@@ -28,8 +29,8 @@ from tests.support.system import ROOT, System, running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-CRAFTED = ROOT / "docs/benchmarks/attacks/texthawk2-nano-delayed-eos-ground_shape-08.png"
-QUESTION = "Locate the yellow star."
+CRAFTED = ROOT / "docs/benchmarks/attacks/texthawk2-nano-special-tail-word-01.png"
+QUESTION = "Read the word."
 ORDINARY, ORDINARY_QUESTION = example("red-square.png"), "Where is the red square?"
 MAX_TOKENS, LONGEST_BENIGN = 200, 14
 KEYS = {name: f"{name}-key-7d21f0aa" for name in ("acme", "rival", "bystander", "observed", "unguarded")}
@@ -97,10 +98,10 @@ def test_without_a_guard_the_picture_keeps_the_model_from_ending(guarded: System
 
 
 def test_crafted_picture_is_capped_and_the_answer_says_why(caught: Any) -> None:
+    guard = caught["vireo"]["guard"]
+    assert guard["action"] == "capped", guard
     assert caught["choices"][0]["finish_reason"] == "length"
     assert caught["usage"]["completion_tokens"] < MAX_TOKENS // 2
-    guard = caught["vireo"]["guard"]
-    assert guard["action"] == "capped"
     assert {"length", "confirmed"} <= set(guard["reasons"])
     assert guard["score"] >= 0.99
     assert caught["vireo"]["degraded"] == []
@@ -162,3 +163,23 @@ def test_what_was_done_is_counted(guarded: System, caught: Any) -> None:
     assert counted.total("vireo_guard_confirmations_total", outcome="confirmed") >= 1
     assert counted.total("vireo_guard_caught_total", outcome="kept") >= 1
     assert counted.total("vireo_guard_errors_total") == 0
+
+
+def test_operator_sees_what_was_caught_and_lets_it_go(guarded: System, caught: Any) -> None:
+    def operator(*words: str) -> str:
+        run = guarded.command("guard", *words, "--port", str(guarded.port))
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    (entry,) = json.loads(operator("list", "--json"))
+    assert (entry["tenant"], entry["model"], entry["reasons"]) == (
+        "acme",
+        CHAT_MODEL,
+        caught["vireo"]["guard"]["reasons"],
+    )
+    operator("release", entry["id"])
+    assert json.loads(operator("list", "--json")) == []
+    again = ask(guarded, "rival")
+    assert again["vireo"]["guard"]["action"] == "capped"
+    assert "replay" not in again["vireo"]["guard"]["reasons"], "it was found anew"
+    assert "caught" in operator("audit")
