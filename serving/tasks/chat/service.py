@@ -1,7 +1,7 @@
 """One chat request behind the front door, in the order of docs/architecture.md.
 
 token ids -> fetch -> plan by the sizes of images -> decode and cut -> plan -> look up and reserve (one Redis round
-trip) -> generate -> settle
+trip) -> guard -> generate -> settle
 """
 
 from __future__ import annotations
