@@ -1,8 +1,8 @@
 """A picture that keeps a model from ending, over HTTP and gRPC: capped, with the reason; an ordinary one is left alone.
 
-The picture was crafted with the weights of the model that is served (docs/guard.md). None of 24 changed copies of it kept
-the model from ending; of the delayed-eos picture beside it 16 did, so that the guard would often miss that one. What
-benign answers are like is made up here, as short as this model's are: how often the guard is right is measured
+The picture was crafted with the weights of the model that is served (docs/guard.md). None of 24 changed copies of it
+kept the model from ending; of the delayed-eos picture beside it 16 did, so that the guard would often miss that one.
+What benign answers are like is made up here, as short as this model's are: how often the guard is right is measured
 elsewhere (``make bench-guard``).
 """
 

@@ -26,6 +26,15 @@ class Answer:
     total_s: float = 0.0
 
 
+def ended_by_guard(answer: Answer) -> str:
+    """Why the guard ended an answer, as a sentence; empty where it did not."""
+    guard = answer.report.get("guard", {})
+    if answer.finish_reason != "length" or guard.get("action") != "capped":
+        return ""
+    tokens, why = answer.usage.get("completion_tokens", "?"), ", ".join(guard.get("reasons", ()))
+    return f"the guard cut the answer off at {tokens} tokens, for the image looks crafted ({why})"
+
+
 class ChatClient(Client):
     """A connection to one system. Every method raises ``Failed``."""
 

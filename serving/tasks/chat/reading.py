@@ -104,6 +104,7 @@ def _read_one(name: str, job: _Job, ask: Callable[[dict[str, Any]], Answer], pri
         document = error.document["error"] if error.document else {"code": "no_answer", "message": error.line}
         printer.failed(name, error.line, document)
         return error.exit_code
+    printer.note(name, answer)
     if size is None:
         printer.text(name, answer)
         return 0
@@ -145,6 +146,13 @@ class _Printer:
         else:
             self._line(name, "; ".join(" ".join(map(str, box)) for box in boxes))
         return bool(boxes)
+
+    def note(self, name: str, answer: Answer) -> None:
+        """Say that the guard ended an answer, if it did."""
+        from serving.tasks.chat.client import ended_by_guard
+
+        if not self.as_json and (why := ended_by_guard(answer)):
+            self._problem(name, why)
 
     def failed(self, name: str, line: str, error: Any) -> None:
         """Print why an image has no answer."""

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from serving.client.pictures import BadPicture, Drawing, Picture, load_picture
 from serving.client.told import Failed, joules, plain, reduced, whole
-from serving.tasks.chat.client import Answer, ChatClient
+from serving.tasks.chat.client import Answer, ChatClient, ended_by_guard
 
 HELP = """\
 /image PATH...  show these with your next message: JPEG, PNG or WebP files, or https URLs
@@ -85,11 +85,10 @@ class Screen:
 
     def ended(self, answer: Answer, *, shows_stats: bool) -> None:
         """Write what there is to know about a finished answer."""
-        tokens, guard = answer.usage.get("completion_tokens", "?"), answer.report.get("guard", {})
-        if answer.finish_reason == "length" and guard.get("action") == "capped":
-            why = ", ".join(guard.get("reasons", ()))
-            self.note(f"the guard cut the answer off at {tokens} tokens, for the image looks crafted ({why})")
+        if why := ended_by_guard(answer):
+            self.note(why)
         elif answer.finish_reason == "length":
+            tokens = answer.usage.get("completion_tokens", "?")
             self.note(f"the answer was cut off at {tokens} tokens; --max-tokens or the budget allow no more")
         if shows_stats:
             self.note(stats_line(answer))

@@ -113,6 +113,14 @@ def test_answer_that_the_guard_cut_off_says_so_and_why(door: ServedDoor) -> None
     assert stats.endswith(" · guard capped (length, confirmed)")
 
 
+def test_text_that_the_guard_cut_off_is_not_passed_over_when_images_are_read(door: ServedDoor, png: Path) -> None:
+    guard: GuardBlock = {"score": 1.0, "action": "capped", "reasons": ["replay"]}
+    door.service.report = replace(door.service.report, guard=guard)
+    result = vireo("read", str(png), "--max-tokens", "2", "--url", door.url)
+    assert (result.exit_code, result.stdout) == (0, "Two squares \n")
+    assert result.stderr.endswith("the guard cut the answer off at 2 tokens, for the image looks crafted (replay)\n")
+
+
 def test_stats_are_a_line_on_standard_error(door: ServedDoor) -> None:
     result = vireo("chat", "Hello", "--stats", "--url", door.url)
     assert result.stdout == TEXT + "\n"
