@@ -1,9 +1,9 @@
 """A picture that keeps a model from ending, over HTTP and gRPC: capped, with the reason; an ordinary one is left alone.
 
-The picture was crafted with the weights of the model that is served (docs/guard.md). None of 24 changed copies of it
-kept the model from ending; of the delayed-eos picture beside it 16 did, so that the guard would often miss that one.
-What benign answers are like is made up here, as short as this model's are: how often the guard is right is measured
-elsewhere (``make bench-guard``).
+The picture was crafted with the weights of the model that is served (attack special-tail of docs/guard.md; no pixel is
+changed by more than 8 grey levels). None of 24 changed copies of it kept the model from ending. Of a delayed-eos
+picture, 16 of 24 did: the guard would often miss that one. What benign answers are like is made up here, as short as
+this model's are: how often the guard is right is measured elsewhere (``make bench-guard``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.system import ROOT, System, running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-CRAFTED = ROOT / "docs/benchmarks/attacks/texthawk2-nano-special-tail-word-01.png"
+CRAFTED = ROOT / "tests/data/guard/special-tail.png"
 QUESTION = "Read the word."
 ORDINARY, ORDINARY_QUESTION = example("red-square.png"), "Where is the red square?"
 MAX_TOKENS, LONGEST_BENIGN = 200, 14
