@@ -103,7 +103,7 @@ def test_crafted_picture_is_capped_and_the_answer_says_why(caught: Any) -> None:
     assert guard["action"] == "capped", guard
     assert caught["choices"][0]["finish_reason"] == "length"
     assert caught["usage"]["completion_tokens"] < MAX_TOKENS // 2
-    assert {"length", "confirmed"} <= set(guard["reasons"])
+    assert "confirmed" in guard["reasons"], "whatever first made it a suspect"
     assert guard["score"] >= 0.99
     assert caught["vireo"]["degraded"] == []
 
