@@ -100,13 +100,14 @@ class EndsToBoard(LogitsProcessor):
     def apply(self, logits: Tensor) -> Tensor:
         """Write, and change nothing. ``logits``: (requests, vocabulary), float32."""
         if self._rows:
-            picked = logits if len(self._rows) == len(logits) else logits[list(self._rows)]
-            order = sorted(self._rows) if picked is logits else list(self._rows)
-            ends = [self._rows[row].end_id for row in order]
-            log_p = picked[torch.arange(len(order)), ends] - picked.logsumexp(dim=-1)
-            for row, value in zip(order, log_p.tolist(), strict=True):
+            rows = list(self._rows)
+            is_whole = 2 * len(rows) > len(logits)  # to copy most of it costs more than the rest
+            picked = logits if is_whole else logits[rows]
+            end_id = self._rows[rows[0]].end_id  # the model's, so that of all
+            log_p = (picked[:, end_id] - picked.logsumexp(dim=-1)).tolist()
+            for place, row in zip(rows if is_whole else range(len(rows)), rows, strict=True):
                 watched = self._rows[row]
-                watched.values[len(watched.said) % DEPTH] = value
+                watched.values[len(watched.said) % DEPTH] = log_p[place]
         return logits
 
 
