@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from schedulers.guard.calibration import Group, GuardCalibration
 from schedulers.guard.text import Asked, TextModel
 from schedulers.policies.guard import Action
-from tests.benchmarks.guard.corpus import HARD_SHARE, MODELS, items
+from tests.benchmarks.guard import corpus
+from tests.benchmarks.guard.corpus import HARD_FROM, MODELS, Part, hard_places, items, photo
 from tests.benchmarks.guard.judged import BUCKETS, bucket, joules_of
 from tests.benchmarks.guard.replay import Answered, replayed
 
@@ -104,8 +106,22 @@ def test_an_item_is_the_same_whenever_it_is_drawn(model: str) -> None:
     assert other.files != alone.files
 
 
-def test_hard_items_are_as_many_as_said() -> None:
-    drawn = [np.random.default_rng((1602, 0, place)).random() < HARD_SHARE for place in range(1000)]
-    hard = [item.is_hard for item in items(MODELS[0], "evaluation", range(20))]
-    assert hard == drawn[:20]
-    assert 60 <= sum(drawn) <= 140
+def test_hard_places_have_hard_items_and_leave_none_out() -> None:
+    places = hard_places(MODELS[0], "evaluation", 2)
+    assert HARD_FROM <= places[0] < places[1]
+    assert all(item.is_hard for item in items(MODELS[0], "evaluation", places))
+    between = [place for place in range(HARD_FROM, places[1]) if place not in places]
+    assert not any(item.is_hard for item in items(MODELS[0], "evaluation", between))
+
+
+def test_each_part_has_a_photograph_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    shades: dict[str, int] = {}
+    monkeypatch.setattr(
+        corpus, "_photograph", lambda name: Image.new("L", (300, 200), shades.setdefault(name, 50 * len(shades)))
+    )
+    parts: tuple[Part, ...] = ("calibration", "evaluation")
+    seen = [
+        {photo(np.random.default_rng(place), part, 8).getpixel((4, 4)) for place in range(20)} for part in parts
+    ]
+    assert [len(of_part) for of_part in seen] == [1, 1]
+    assert seen[0] != seen[1]
