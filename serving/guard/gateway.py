@@ -108,11 +108,16 @@ class ChatGuard:
             return {}
         return {"score": verdict.score, "action": str(verdict.action), "reasons": list(verdict.reasons)}
 
-    def second_look_tokens(self, asking: Asking, num_images: int) -> int:
+    def second_look_tokens(self, asking: Asking) -> int:
         """Tokens that a second look at each answer may take, besides reading the prompt again: its cap. 0 where nobody
         will look twice."""
         model, mode = self._models.get(asking.model), self.mode(asking.tenant)
-        if model is None or mode is not Mode.ENFORCE or not num_images or Layer.CONFIRM not in self._layers:
+        if (
+            model is None
+            or mode is not Mode.ENFORCE
+            or not asking.asked.num_images
+            or Layer.CONFIRM not in self._layers
+        ):
             return 0
         return 0 if asking.ignores_eos else model.calibration.expected(asking.asked, asking.max_tokens).cap_tokens
 

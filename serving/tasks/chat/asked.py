@@ -10,13 +10,14 @@ from serving.tasks.chat.domain import Message, Role, TextPart
 
 
 def asked_of(messages: Sequence[Message], *, is_structured: bool) -> Asked:
-    """The same for a gateway that serves and for ``vireo guard calibrate``: bounds hold for what they were made of."""
-    system = [message for message in messages[:1] if message.role is Role.SYSTEM]
+    """The same for a gateway that serves and for ``vireo guard calibrate``: bounds hold for what they were made of.
+    What the system says is no turn."""
+    system = [message for message in messages if message.role is Role.SYSTEM]
     last = [message for message in messages if message.role is Role.USER][-1:]
     return Asked(
         text="\n".join(_text(message) for message in (*system, *last)),
         num_images=sum(isinstance(part, ImagePart) for message in messages for part in message.parts),
-        num_turns=len(messages),
+        num_turns=len(messages) - len(system),
         is_structured=is_structured,
     )
 

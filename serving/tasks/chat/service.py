@@ -225,7 +225,7 @@ class ChatService:
             plan=plan,
             image_tokens=image_tokens,
             name=self._pipeline.results.name(key),
-            look_tokens=self._guard.second_look_tokens(asking(request, len(images), plan.max_tokens), len(images)),
+            look_tokens=self._guard.second_look_tokens(asking(request, plan.max_tokens)),
         )
 
     def _plan_tiles(
@@ -336,7 +336,7 @@ class ChatService:
     async def _generating(self, ready: _Ready, reservation: Reservation) -> AsyncIterator[_Generated]:
         """Whatever ends this frees the engine, and charges what it did as soon as that is known."""
         model, count = ready.model.card.id, ready.plan.num_choices
-        wanted = asking(ready.request, len(ready.images), ready.plan.max_tokens)
+        wanted = asking(ready.request, ready.plan.max_tokens)
 
         def settle(spent: Spent) -> None:
             charged = spent.charged(ready.model.watts)

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 
 from models.contract import Prompts, Turn
-from schedulers.guard.text import Asked
 from serving.errors import InvalidRequest
 from serving.guard.gateway import Asking
-from serving.tasks.chat.domain import ChatRequest, Message, Part, Role, TextPart
+from serving.tasks.chat.asked import asked_of
+from serving.tasks.chat.domain import ChatRequest, Message, Part, TextPart
 
 _MAX_INLINE_CHARS = 4096
 """Longer texts are encoded on a thread: a long one takes tens of milliseconds, in which every stream would stand."""
@@ -34,28 +34,16 @@ def _plain(part: Part) -> str | None:
     return part.text if isinstance(part, TextPart) else None
 
 
-def asking(request: ChatRequest, num_images: int, max_tokens: int) -> Asking:
+def asking(request: ChatRequest, max_tokens: int) -> Asking:
     """A chat as the guard sees it. ``max_tokens``: of each answer, as planned."""
     sampling = request.sampling
     return Asking(
         request_id=request.request_id,
         tenant=request.tenant,
         model=request.model,
-        asked=asked(request.messages, num_images, is_structured=sampling.json_schema is not None),
+        asked=asked_of(request.messages, is_structured=sampling.json_schema is not None),
         max_tokens=max_tokens,
         min_tokens=sampling.min_tokens,
         ignores_eos=sampling.ignore_eos,
         is_sampled=not sampling.is_deterministic,
     )
-
-
-def asked(messages: Sequence[Message], num_images: int, *, is_structured: bool) -> Asked:
-    """What the pictures of a chat cannot change. A turn is one of the user's."""
-    system = [message for message in messages if message.role is Role.SYSTEM]
-    user = [message for message in messages if message.role is Role.USER]
-    text = "\n".join(_words(message) for message in (*system, *user[-1:]))
-    return Asked(text, num_images, len(user), is_structured)
-
-
-def _words(message: Message) -> str:
-    return " ".join(part.text for part in message.parts if isinstance(part, TextPart))

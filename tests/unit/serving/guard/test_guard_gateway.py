@@ -13,8 +13,6 @@ from schedulers.policies.guard import Action, Verdict, graver
 from serving.delivery.stream.wire import GuardSaid
 from serving.domain import RANKS, Budget, Priority
 from serving.guard.gateway import LAST_RANK
-from serving.tasks.chat.domain import Message, Role, TextPart
-from serving.tasks.chat.turns import asked
 from serving.telemetry.events import (
     ChatGuarded,
     GuardConfirmed,
@@ -116,12 +114,6 @@ async def test_no_bound_and_no_cap_is_lower_than_what_the_sender_wants_at_least(
     order = world.calls.starts[0].guard
     assert order is not None
     assert (order.bound_tokens, order.cap_tokens) == (100, 100)
-
-
-def test_turns_are_read_without_their_pictures() -> None:
-    said = [(Role.SYSTEM, "Be brief."), (Role.USER, "old"), (Role.ASSISTANT, "old answer"), (Role.USER, "new")]
-    messages = [Message(role, (TextPart(text),)) for role, text in said]
-    assert asked(messages, 3, is_structured=True) == ("Be brief.\nnew", 3, 2, True)
 
 
 # -- one canonical decode --------------------------------------------------------------------------------------------

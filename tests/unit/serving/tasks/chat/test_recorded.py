@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,18 @@ from PIL import Image
 from models.families.texthawk2.image_processor import cut_tiles
 from schedulers.guard.text import Asked
 from serving.delivery.stream.wire import FinishReason
+from serving.domain import Budget, ImagePart
 from serving.errors import ClientError, InvalidRequest
+from serving.front.auth import LogprobRights
+from serving.limits import IngressLimits
 from serving.replica.chat.base import EngineDelta
 from serving.replica.chat.fake_engine import BytePrompts
+from serving.tasks.chat.asked import asked_of
+from serving.tasks.chat.body import call_from_document
+from serving.tasks.chat.domain import Message, Role, TextPart
 from serving.tasks.chat.recorded import Recorded, answered, bodies, read_body
+from serving.tasks.chat.turns import asking
+from tests.benchmarks.guard import evidence
 
 PROMPTS = BytePrompts(16)
 
@@ -55,7 +64,40 @@ async def test_the_text_is_that_of_the_system_and_of_the_last_question() -> None
         {"role": "user", "content": "Second."},
     ]
     read = await recorded({"model": "m", "messages": turns, "response_format": {"type": "json_object"}})
-    assert read.asked == Asked("Be brief.\nSecond.", num_images=0, num_turns=4, is_structured=True)
+    assert read.asked == Asked("Be brief.\nSecond.", num_images=0, num_turns=3, is_structured=True)
+
+
+async def test_a_gateway_says_the_same_of_a_body_as_the_calibration() -> None:
+    """Else bounds are of other requests than those that they are held against."""
+    look = {"type": "image_url", "image_url": {"url": picture()}}
+    turns = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}]},
+        {"role": "user", "content": [look, {"type": "text", "text": "First."}]},
+        {"role": "assistant", "content": "Told."},
+        {"role": "user", "content": [look, {"type": "text", "text": "Read"}, {"type": "text", "text": "this."}]},
+    ]
+    schema = {"name": "word", "schema": {"type": "object"}}
+    document = {"model": "m", "messages": turns, "response_format": {"type": "json_schema", "json_schema": schema}}
+    call = await call_from_document(
+        document,
+        request_id="",
+        tenant="",
+        fallback=Budget(),
+        limits=IngressLimits(),
+        logprobs=LogprobRights(True, True),
+    )
+    calibrated = (await recorded(document)).asked
+    assert asking(call.request, 512).asked == calibrated
+    assert calibrated == Asked("Be brief.\nBe kind.\nRead\nthis.", num_images=2, num_turns=3, is_structured=True)
+
+
+def test_a_trace_says_as_much_as_its_request() -> None:
+    """The benchmark, which has no bodies, counts turns and pictures alike."""
+    said = (("user", "First."), ("assistant", "Told."), ("user", "Second."))
+    trace: Any = SimpleNamespace(turns=said, prompt_ids=(7, 1, 7, 2))
+    image = ImagePart(encoded=b"")
+    messages = [Message(Role(role), (*[image] * (role == "user"), TextPart(text))) for role, text in said]
+    assert evidence.asked_of(trace, image_id=7) == asked_of(messages, is_structured=False)
 
 
 @pytest.mark.parametrize(("asked", "context", "allowed"), [(None, 4096, 512), (7, 4096, 7), (600, 4096, 512)])
