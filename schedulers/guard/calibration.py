@@ -2,6 +2,11 @@
 
 Written by ``vireo guard calibrate``, from answers that the text model was not fitted to. Values are kept ascending and
 whole, since the rank of a new one among them is its p-value.
+
+Whom an answer is compared with (``apart``): those of its group if it is large, those of all other groups (``OTHERS``)
+if it is not, or, where either would be too few for anybody, with all (``POOLED``). How often a benign answer is taken
+for strange then holds of each large group by itself and of the others together, or of all together: among small groups
+one may be more often than stated, and another less often.
 """
 
 from __future__ import annotations
@@ -14,12 +19,12 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from schedulers.guard.conformal import LEVEL, bound_tokens, quantile
-from schedulers.guard.text import POOLED, Asked, TextModel, group_of
+from schedulers.guard.text import OTHERS, POOLED, Asked, TextModel, group_of
 
 FORMAT = 1
 FILE_NAME = "guard.json"
 MIN_NUM = 599
-"""Answers that a group needs to be compared with: of six detectors together, none can find fewer rare at 1%."""
+"""Answers that one can be compared with: of six detectors together, none can find fewer rare at 1%."""
 MIN_NUM_OF_CAP = 99
 """To say where 95% of the answers of a group end."""
 _ASCENDING = ("residuals", "repeat", "special_run", "eos", "squeeze", "screen")
@@ -88,7 +93,10 @@ class Expected(NamedTuple):
 class GuardCalibration:
     """See the module's docstring. ``num_benign``: answers in all. ``special_ids``: tokens that a reader does not see.
 
-    Raises: ValueError: no group ``all``, on which the others fall back.
+    ``groups``: all benign answers (``POOLED``) and, where some groups are compared apart, those and all others together
+    (``OTHERS``). One of fewer than ``MIN_NUM`` answers only says where its answers are capped.
+
+    Raises: ValueError: no group ``all``.
     """
 
     model: str
@@ -100,24 +108,30 @@ class GuardCalibration:
 
     def __post_init__(self) -> None:
         if POOLED not in self.groups:
-            raise ValueError(f"there is no group {POOLED!r}, on which groups that are too small fall back")
+            raise ValueError(f"there is no group {POOLED!r}, with which groups that are too small are compared")
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
 
     def group(self, name: str) -> Group:
-        """The group, or that of all where it is unknown or has fewer than ``MIN_NUM`` answers."""
+        """What answers of a group are compared with; it may be one that was never heard of."""
+        if OTHERS not in self.groups:
+            return self.groups[POOLED]
         found = self.groups.get(name)
-        return found if found is not None and found.num >= MIN_NUM else self.groups[POOLED]
+        return found if found is not None and found.num >= MIN_NUM else self.groups[OTHERS]
 
     def expected(self, asked: Asked, max_tokens: int, level: float | Callable[[str], float] = LEVEL) -> Expected:
         """What a request's text lets expect. ``level``: at which the bound is taken, or what tells it for a group."""
         log_tokens = self.text.log_tokens(asked)
         name = group_of(asked, log_tokens)
         residual = self.group(name).residual_at(level(name) if callable(level) else level)
-        return Expected(name, log_tokens, bound_tokens(log_tokens, residual), min(self._cap_of(name), max_tokens))
+        cap = min(self._cap_of(name, log_tokens), max_tokens)
+        return Expected(name, log_tokens, bound_tokens(log_tokens, residual), cap)
 
-    def _cap_of(self, name: str) -> int:
+    def _cap_of(self, name: str, log_tokens: float) -> int:
+        """Where its own answers do not say, that of others, unless more is expected of this one."""
         found = self.groups.get(name)
-        return (found if found is not None and found.num >= MIN_NUM_OF_CAP else self.groups[POOLED]).p95_tokens
+        if found is not None and found.num >= MIN_NUM_OF_CAP:
+            return found.p95_tokens
+        return max(self.group(name).p95_tokens, bound_tokens(log_tokens, 0.0))
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -154,6 +168,21 @@ class GuardCalibration:
             )
         except KeyError as error:
             raise ValueError(f"{error.args[0]} is missing") from None
+
+
+def apart(sizes: Mapping[str, int]) -> frozenset[str]:
+    """Groups that are compared with their own answers: the largest, as long as ``MIN_NUM`` are left for the others.
+
+    ``sizes``: answers of each group. To compare the others with all would not do: their bound would then be that of
+    mostly answers of large groups, and all answers together would exceed theirs more often than stated.
+    """
+    left, found = sum(sizes.values()), set()
+    for name, num in sorted(sizes.items(), key=lambda item: item[1], reverse=True):
+        if min(num, left - num) < MIN_NUM:
+            break
+        left -= num
+        found.add(name)
+    return frozenset(found)
 
 
 def _plain(group: Group) -> dict[str, Any]:

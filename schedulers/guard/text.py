@@ -27,7 +27,9 @@ MIN_DIMENSIONS = _NUM_COUNTS + 1
 BANDS = (16, 64, 256, 1024)
 """Predicted tokens at which a group ends and the next one begins."""
 POOLED = "all"
-"""The group of all benign answers, for whoever has too few of its own."""
+"""The group of all benign answers."""
+OTHERS = "others"
+"""That of all which are compared with no group of their own."""
 
 
 class Asked(NamedTuple):

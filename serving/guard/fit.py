@@ -3,22 +3,23 @@
 The answers are split by chance. One part fits the text model and the medians that CUSUMs are taken from; all statistics
 are of the other part, which nothing was fitted to, so that ranks among them are p-values of new benign answers.
 
-A p-value is never below 1 / (n + 1), and the guard multiplies the smallest by the number of detectors: requests of a
-group with few answers are compared with all (``GuardCalibration.group``). How far an embedding moves is a matter of the
-picture and not of the question, so all groups share those.
+A p-value is never below 1 / (n + 1), and the guard multiplies the smallest by the number of detectors: groups with few
+answers are compared with those of all that have few (``calibration.apart``). How far an embedding moves is a matter of
+the picture and not of the question, so all groups share those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schedulers.guard.calibration import MIN_NUM, MIN_NUM_OF_CAP, Group, GuardCalibration
+from schedulers.guard.calibration import MIN_NUM, MIN_NUM_OF_CAP, Group, GuardCalibration, apart
 from schedulers.guard.stream import StreamStatistics
-from schedulers.guard.text import POOLED, Asked, TextModel, features, group_of
+from schedulers.guard.text import OTHERS, POOLED, Asked, TextModel, features, group_of
 
 DIMENSIONS = 256
 FIT_SHARE = 0.2
@@ -27,6 +28,8 @@ MIN_ANSWERS = 2000
 _RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _MIN_AT_POSITION = 10
 _DIGITS = 4
+Parts: TypeAlias = "tuple[Sequence[Benign], Sequence[Benign]]"
+"""Answers to compare with, and those that medians are taken from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +68,7 @@ def fit(
     text = text_model([(one.asked, one.log_tokens) for one in fitted])
     special = frozenset(special_ids)
     squeeze = _ascending(one.squeeze for one in kept if one.squeeze is not None)
-    groups = {POOLED: _group(kept, fitted, text, special, squeeze)}
-    for name, members in sorted(_by_group(kept, text).items()):
-        if len(members) >= MIN_NUM_OF_CAP:
-            groups[name] = _group(members, _by_group(fitted, text).get(name, []), text, special, squeeze)
+    groups = {name: _group(*both, text, special, squeeze) for name, both in _grouped(kept, fitted, text).items()}
     return GuardCalibration(
         model=model,
         checkpoint_sha256=checkpoint_sha256,
@@ -118,6 +118,23 @@ def _by_group(answers: Sequence[Benign], text: TextModel) -> Mapping[str, list[B
     for one in answers:
         found.setdefault(group_of(one.asked, text.log_tokens(one.asked)), []).append(one)
     return found
+
+
+def _grouped(kept: Sequence[Benign], fitted: Sequence[Benign], text: TextModel) -> Mapping[str, Parts]:
+    """A group that is large and not apart makes up most of the others, and is left to them."""
+    by_group, by_group_fitted = _by_group(kept, text), _by_group(fitted, text)
+    own = apart({name: len(members) for name, members in by_group.items()})
+    found: dict[str, Parts] = {POOLED: (kept, fitted)}
+    if own:
+        found[OTHERS] = _without(own, by_group), _without(own, by_group_fitted)
+    for name, members in sorted(by_group.items()):
+        if name in own or MIN_NUM_OF_CAP <= len(members) < MIN_NUM:
+            found[name] = members, by_group_fitted.get(name, [])
+    return found
+
+
+def _without(names: Collection[str], by_group: Mapping[str, Sequence[Benign]]) -> list[Benign]:
+    return [one for name, members in sorted(by_group.items()) if name not in names for one in members]
 
 
 def _group(

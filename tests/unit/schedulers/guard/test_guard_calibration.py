@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from schedulers.guard.calibration import FORMAT, MIN_NUM, MIN_NUM_OF_CAP, Group, GuardCalibration
+from schedulers.guard.calibration import FORMAT, MIN_NUM, MIN_NUM_OF_CAP, Group, GuardCalibration, apart
 from schedulers.guard.conformal import NO_BOUND
 from schedulers.guard.text import Asked, TextModel
 
@@ -34,10 +36,31 @@ def test_what_is_written_is_what_is_read() -> None:
     assert GuardCalibration.from_plain(json.loads(json.dumps(whole.to_plain()))) == whole
 
 
-def test_small_and_unknown_groups_fall_back_on_all() -> None:
-    found = calibration(**{"free-64": group(), "free-16": group(num=MIN_NUM - 1)})
+def test_groups_without_statistics_are_compared_with_all_such_and_not_with_the_large_ones() -> None:
+    found = calibration(**{"free-64": group(), "free-16": group(num=MIN_NUM - 1), "others": group(num=650)})
     assert found.group("free-64").num == 700
-    assert found.group("free-16").num == found.group("never heard of").num == 800
+    assert found.group("free-16").num == found.group("never heard of").num == 650
+
+
+def test_where_nothing_is_apart_everybody_is_compared_with_all() -> None:
+    found = calibration(**{"free-64": group()})
+    assert {found.group(name).num for name in ("free-64", "free-16")} == {800}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "own"),
+    [
+        ({"a": 2000, "b": 700, "c": 300, "d": 299}, {"a", "b"}),
+        ({"a": 2000, "b": 700, "c": 300, "d": 298}, {"a"}),
+        ({"a": 2000, "b": 598}, set()),
+        ({"a": 2000, "b": 599}, {"a"}),
+        ({"a": 598, "b": 598, "c": 598}, set()),
+        ({"a": 5000}, set()),
+        ({}, set()),
+    ],
+)
+def test_a_group_is_apart_if_it_is_large_and_the_rest_is_as_well(sizes: dict[str, int], own: set[str]) -> None:
+    assert apart(sizes) == own
 
 
 def test_fewer_answers_say_where_they_end_than_which_of_them_are_rare() -> None:
@@ -47,8 +70,16 @@ def test_fewer_answers_say_where_they_end_than_which_of_them_are_rare() -> None:
         assert found.expected(Asked("Describe it"), 500).cap_tokens == cap
 
 
+def test_where_others_say_the_cap_it_is_not_below_what_the_text_lets_expect() -> None:
+    whole = calibration()
+    long = replace(whole, text=TextModel(weights=(0.0,) * 16, intercept=math.log1p(100.5)))
+    assert whole.expected(Asked("Describe it"), 500).cap_tokens == 40
+    assert long.expected(Asked("Describe it"), 500).cap_tokens == 101
+    assert long.expected(Asked("Describe it"), 64).cap_tokens == 64
+
+
 def test_text_says_group_bound_and_cap() -> None:
-    expected = calibration(**{"free-64": group()}).expected(Asked("Describe it"), max_tokens=500)
+    expected = calibration(**{"free-64": group(), "others": group()}).expected(Asked("Describe it"), max_tokens=500)
     assert expected.group == "free-64"
     assert expected.log_tokens == 3.0
     assert 19 < expected.bound_tokens < 19 * 3

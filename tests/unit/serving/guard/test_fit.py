@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from schedulers.guard.calibration import MIN_NUM_OF_CAP, GuardCalibration
+from schedulers.guard.conformal import LEVEL
 from schedulers.guard.stream import StreamMonitor
-from schedulers.guard.text import POOLED, Asked
+from schedulers.guard.text import OTHERS, POOLED, Asked
 from schedulers.policies.guard import combined
 from serving.guard.fit import Benign, end_median, fit, text_model
 
@@ -53,6 +54,46 @@ def test_new_benign_answers_exceed_their_bound_as_often_as_promised() -> None:
     fresh = benign(np.random.default_rng(2), 4000)
     exceeded = [len(one.token_ids) > calibration.expected(one.asked, 512).bound_tokens for one in fresh]
     assert 0.004 <= np.mean(exceeded) <= 0.018  # 1%, with what 3,200 residuals and 4,000 answers leave open
+
+
+def of_three_kinds(rng: np.random.Generator, count: int) -> list[Benign]:
+    """Many alike, and two kinds with longer tails, each in a band of its own and too few to be compared with."""
+    found = []
+    for _ in range(count):
+        kind = int(rng.choice(3, p=(0.74, 0.13, 0.13)))
+        asked = Asked(("Read the word.", "List it all.", "Tell everything there is about it.")[kind], num_images=1)
+        length = rng.lognormal(math.log((6, 40, 120)[kind]), (0.2, 0.8, 0.8)[kind])
+        found.append(Benign(asked=asked, token_ids=range(int(np.clip(length, 1, 4000)))))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_small_groups_exceed_their_bound_as_seldom_as_the_large_one(seed: int) -> None:
+    """Compared with all, of which most are of the large group, they did so at several times the level."""
+    rng = np.random.default_rng(seed)
+    calibration = fit(of_three_kinds(rng, 4000), model="m", checkpoint_sha256="0" * 64)
+    exceeded: dict[bool, list[bool]] = {True: [], False: []}
+    fresh = of_three_kinds(rng, 12_000)
+    expectations = {asked: calibration.expected(asked, 4096) for asked in {one.asked for one in fresh}}
+    for one in fresh:
+        expected = expectations[one.asked]
+        exceeded[expected.group == "free-16"].append(len(one.token_ids) > expected.bound_tokens)
+    for is_large, values in exceeded.items():
+        compared = calibration.groups["free-16" if is_large else OTHERS].num
+        noise = math.sqrt(LEVEL * (1 - LEVEL) * (1 / len(values) + 1 / compared))
+        assert np.mean(values) <= LEVEL + 3 * noise, is_large
+    assert calibration.groups[OTHERS].num + calibration.groups["free-16"].num == calibration.groups[POOLED].num
+
+
+def test_too_few_for_two_comparisons_are_compared_together_and_hold_together() -> None:
+    rng = np.random.default_rng(7)
+    calibration = fit(of_three_kinds(rng, 1600), model="m", checkpoint_sha256="0" * 64)
+    assert OTHERS not in calibration.groups
+    assert {calibration.group(name).num for name in ("free-16", "free-64", "free-256")} == {1280}
+    exceeded = [
+        len(one.token_ids) > calibration.expected(one.asked, 4096).bound_tokens for one in of_three_kinds(rng, 8000)
+    ]
+    assert np.mean(exceeded) <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) * (1 / 8000 + 1 / 1280))
 
 
 def test_new_benign_answers_are_rarely_suspects() -> None:
