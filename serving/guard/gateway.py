@@ -110,7 +110,7 @@ class ChatGuard:
 
     def second_look_tokens(self, asking: Asking) -> int:
         """Tokens that a second look at each answer may take, besides reading the prompt again: its cap. 0 where nobody
-        will look twice."""
+        will look twice: who asks for length is not looked at, nor one that could not be ended earlier."""
         model, mode = self._models.get(asking.model), self.mode(asking.tenant)
         if (
             model is None
@@ -119,7 +119,8 @@ class ChatGuard:
             or Layer.CONFIRM not in self._layers
         ):
             return 0
-        return 0 if asking.ignores_eos else model.calibration.expected(asking.asked, asking.max_tokens).cap_tokens
+        cap = model.calibration.expected(asking.asked, asking.max_tokens).cap_tokens
+        return 0 if asking.ignores_eos or asking.min_tokens or cap >= asking.max_tokens else cap
 
     async def examine(self, asking: Asking, images: Sequence[PreparedImage]) -> Watch:
         """Look at it before it is generated."""
@@ -145,19 +146,20 @@ class ChatGuard:
             watch_at=rules.watch_at,
             suspect_at=rules.suspect_at,
             layers=watched,
-            is_capped=looked.is_replay,
+            is_capped=looked.is_replay and not asking.ignores_eos,
         )
 
     # -- when it has ended -------------------------------------------------------------------------------------------
 
-    def ended(self, watched: Watched, verdict: Verdict, choices: Sequence[Ended]) -> None:
-        """Tell, keep, learn."""
+    def ended(self, watched: Watched, verdict: Verdict, choices: Sequence[Ended], *, is_whole: bool) -> None:
+        """Tell, keep, learn: the latter from whole requests, since of others the short answers have ended."""
         asking = watched.asking
         self._tell(ChatGuarded(asking.model, asking.tenant, watched.order.mode, str(verdict.action), verdict.reasons))
         for choice in choices:
             if (said := choice.guard) is not None and (said.is_confirmed is not None or said.probe_tokens):
                 self._tell(GuardConfirmed(asking.model, said.is_confirmed, said.probe_tokens))
-        if self._trusted.get(asking.tenant, False) and verdict.action is not Action.CAPPED and not asking.ignores_eos:
+        is_trusted = self._trusted.get(asking.tenant, False)
+        if is_trusted and is_whole and verdict.action is not Action.CAPPED and not asking.ignores_eos:
             self._learn(watched, choices)
         confirmed = [choice for choice in choices if choice.guard is not None and choice.guard.is_confirmed]
         if verdict.action is Action.CAPPED and confirmed and watched.order.mode == Mode.ENFORCE:
@@ -202,7 +204,7 @@ def _evidence(order: GuardOrder, looked: Looked) -> Evidence:
     none when only the first has."""
     silent = {layer: 1.0 for layer in order.layers if layer in (*STREAM, str(Layer.SQUEEZE))}
     p_values = silent | dict(order.p_values) if order.p_values else {}
-    return Evidence(p_values=p_values, is_replay=looked.is_replay, is_stream=looked.is_stream)
+    return Evidence(p_values=p_values, is_replay=order.is_capped, is_stream=looked.is_stream)
 
 
 @dataclass(slots=True)
@@ -214,6 +216,7 @@ class Watched:
     looked: Looked
     order: GuardOrder
     entry: Verdict
+    _is_over: bool = False
 
     def rank(self, rank: int) -> int:
         """Its place among its tenant's requests; ``rank``: that of its priority."""
@@ -221,11 +224,27 @@ class Watched:
 
     def end(self, choices: Sequence[Ended]) -> Verdict:
         """Its choices have all ended: what is said of them. Call once."""
+        return self._end(choices, is_whole=True)
+
+    def leave(self, choices: Sequence[Ended]) -> None:
+        """Nothing more will be heard of it; ``choices``: that have ended. Does nothing after ``end``."""
+        if choices and not self._is_over:
+            self._end(choices, is_whole=False)
+
+    def has_cut(self, choices: Sequence[Ended]) -> bool:
+        """Whether the guard ended one of them before its own limit."""
+        return self.order.mode == Mode.ENFORCE and any(
+            choice.finish_reason is FinishReason.LENGTH and choice.num_tokens < self.asking.max_tokens
+            for choice in choices
+        )
+
+    def _end(self, choices: Sequence[Ended], *, is_whole: bool) -> Verdict:
+        self._is_over = True
         verdict = self.entry
         for choice in choices:
             if (said := choice.guard) is not None:
                 verdict = graver(verdict, Verdict(Action(said.action), said.score, said.reasons))
-        self.guard.ended(self, verdict, choices)
+        self.guard.ended(self, verdict, choices, is_whole=is_whole)
         return verdict
 
 
@@ -240,6 +259,13 @@ class Unwatched:
 
     def end(self, choices: Sequence[Ended]) -> None:
         """Nothing is said."""
+
+    def leave(self, choices: Sequence[Ended]) -> None:
+        """Nothing is said."""
+
+    def has_cut(self, choices: Sequence[Ended]) -> bool:
+        """Nobody did."""
+        return False
 
 
 UNWATCHED: Final = Unwatched()

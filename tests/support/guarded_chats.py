@@ -16,11 +16,12 @@ from schedulers.answer_cost import AnswerCost
 from schedulers.cost import Units
 from schedulers.guard.calibration import Group, GuardCalibration
 from schedulers.guard.text import TextModel
+from schedulers.policies.guard import Mode
 from schedulers.retry_budget import RetryBudget
 from serving.config import GuardSettings
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.stream.links import ChatLinks, Route
-from serving.delivery.stream.wire import ChoiceStart, Delta, EngineRequest, Frame, GuardSaid
+from serving.delivery.stream.wire import ChoiceStart, Delta, EngineRequest, FinishReason, Frame, GuardSaid
 from serving.domain import ImagePart, Pixels, Surface
 from serving.guard.fingerprints import Fingerprints
 from serving.guard.gateway import ChatGuard
@@ -129,7 +130,8 @@ def picture(grey: int) -> Pixels:
 
 
 class SayingCalls(LocalCalls):
-    """The replica's guard says what is in ``said``, of every choice that it was ordered to watch."""
+    """The replica's guard says what is in ``said``, of every choice that it was ordered to watch; one that it confirms
+    it has ended, if it may."""
 
     def __init__(self, *replicas: Replica) -> None:
         super().__init__(*replicas)
@@ -157,7 +159,11 @@ class _Said:
         if not isinstance(item, Delta) or item.finish_reason is None:
             return item
         (start,) = [one for one in self._calls.starts if one.id == item.id]
-        return item._replace(guard=self._calls.said if start.guard is not None else None)
+        said = self._calls.said
+        if start.guard is None or said is None:
+            return item._replace(guard=None)
+        is_cut = said.is_confirmed and start.guard.mode == Mode.ENFORCE
+        return item._replace(guard=said, finish_reason=FinishReason.LENGTH if is_cut else item.finish_reason)
 
 
 def _work(tokens: ChatTokens) -> Units:

@@ -20,7 +20,6 @@ from schedulers.fair_queue import EQUAL, Weights
 from schedulers.fair_wait import FairWait
 from schedulers.overrun import Overruns
 from schedulers.plan import Load
-from schedulers.policies.guard import Action
 from schedulers.retry_budget import RetryBudget
 from serving.config import GuardSettings
 from serving.delivery.pipeline import Fetch, Pipeline, served
@@ -361,6 +360,7 @@ class ChatService:
         finally:
             opened.remove(tenant, count)
             generation.close(settle)
+            watch.leave(generation.ended)
 
     def _generation(self, ready: _Ready, watch: Watch) -> Generation:
         model, request = ready.model, ready.request
@@ -397,7 +397,7 @@ class ChatService:
     def _ended(self, ready: _Ready, generation: Generation, watch: Watch) -> tuple[ChatEnd, StoredChat | None]:
         """What is said last, and what others may be given: nothing that a budget or the guard has cut."""
         verdict = watch.end(generation.ended)
-        is_whole = not generation.is_capped and (verdict is None or verdict.action is not Action.CAPPED)
+        is_whole = not generation.is_capped and not watch.has_cut(generation.ended)
         stored = generation.stored(verdict) if is_whole else None
         return self._end(ready, generation, self._guard.told(ready.request.tenant, verdict)), stored
 

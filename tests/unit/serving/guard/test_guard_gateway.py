@@ -108,6 +108,17 @@ async def test_answers_that_ignore_their_end_are_watched_by_nobody_but_at_the_do
     assert (order.layers, order.p_values) == ((), {"screen": 1.0})
 
 
+async def test_answer_that_ignores_its_end_is_not_capped_for_a_known_picture(make: Make) -> None:
+    world = make()
+    world.quarantine.known.add((None, content(1)))
+    end = await world.ask(request("hello", 1, sampling={"ignore_eos": True}))
+    order = world.calls.starts[0].guard
+    assert order is not None
+    assert not order.is_capped
+    assert end.report.guard["action"] == "normal"
+    assert (await world.ask(request("hello", 1))).report.guard["action"] == "capped"
+
+
 async def test_no_bound_and_no_cap_is_lower_than_what_the_sender_wants_at_least(make: Make) -> None:
     world = make()
     await world.ask(request("hello", 1, sampling={"min_tokens": 100}))
@@ -244,6 +255,26 @@ async def test_observed_and_cleared_requests_are_not_kept(make: Make) -> None:
     assert world.told(GuardConfirmed)[-1] == GuardConfirmed(MODEL, False, 32)
 
 
+@pytest.mark.parametrize("said", [CAUGHT, CLEARED], ids=["caught", "cleared"])
+async def test_what_was_found_counts_though_the_client_has_left(make: Make, said: GuardSaid) -> None:
+    """While another choice is under way."""
+    world = make(answer="long " * 20, trusted={"acme": True})
+    world.calls.said = said
+
+    def say(event: Any) -> None:
+        if getattr(event, "finish_reason", None) is not None:
+            task.cancel()
+
+    wanted = request("hello", 5, is_streamed=True, sampling={"n": 2})
+    task = asyncio.create_task(world.service.chat(wanted, say))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await world.guard.stop()
+    assert (len(world.told(ChatGuarded)), len(world.told(GuardConfirmed))) == (1, 1)
+    assert [kept["digest"] for kept in world.quarantine.kept] == [content(5)] * bool(said.is_confirmed)
+    assert world.told(GuardLevelMoved) == [], "those that end first are short"
+
+
 # -- the cache, and requests under way ---------------------------------------------------------------------------------
 
 
@@ -254,6 +285,20 @@ async def test_capped_answer_is_given_to_nobody_else(make: Make, is_streamed: bo
     for _ in range(2):
         assert (await world.ask(request("hello", 5, is_streamed=is_streamed))).report.cache == "miss"
     assert world.store.payloads == {}
+
+
+async def test_answer_that_the_guard_only_observed_is_stored(make: Make) -> None:
+    world = make(modes={"acme": "observe"})
+    world.calls.said = CAUGHT
+    ends = [await world.ask(request("hello", 5)) for _ in range(2)]
+    assert [(end.report.cache, end.report.guard["action"]) for end in ends] == [("miss", "capped"), ("hit", "capped")]
+
+
+async def test_answer_about_a_known_picture_that_ended_before_its_cap_is_stored(make: Make) -> None:
+    world = make()
+    world.quarantine.known.add((None, content(5)))
+    ends = [await world.ask(request("hello", 5)) for _ in range(2)]
+    assert [(end.report.cache, end.report.guard["action"]) for end in ends] == [("miss", "capped"), ("hit", "capped")]
 
 
 @pytest.mark.parametrize("said", [NORMAL, CLEARED], ids=["normal", "cleared"])
@@ -411,5 +456,8 @@ async def test_second_look_is_reserved_for_where_one_may_be_taken_and_nowhere_el
     assert await reserved_s(1, fields={"n": 2}) == pytest.approx(2 * await reserved_s(1))
     for options in ({"modes": {"acme": "observe"}}, {"modes": {"acme": "off"}}, {"settings": {"confirm": False}}):
         assert await reserved_s(1, **options) == alone
-    assert await reserved_s(1, fields={"ignore_eos": True}) == alone
+    for fields in ({"ignore_eos": True}, {"min_tokens": 1}):
+        assert await reserved_s(1, fields=fields) == alone
+    short = {"max_tokens": CAP_TOKENS}
+    assert await reserved_s(1, fields=short) == await reserved_s(1, fields=short, is_calibrated=False)
     assert await reserved_s() == await reserved_s(is_calibrated=False)
