@@ -16,7 +16,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -32,11 +32,16 @@ from tests.benchmarks.guard.evidence import (
     ask_again,
     attacked_subjects,
     benign_subjects,
+    evidence_file,
     screen,
     squeeze,
 )
-from tests.benchmarks.guard.judged import Judged, judge, measured
+from tests.benchmarks.guard.figures import measured
+from tests.benchmarks.guard.judged import Judged, judge
 from tests.benchmarks.guard.traces import OUT, make
+
+Part: TypeAlias = Callable[[argparse.Namespace, Mapping[str, Any]], dict[str, Any]]
+"""What takes the options and what it said last time, and says what it measured."""
 
 
 def main() -> None:
@@ -54,19 +59,22 @@ def main() -> None:
     before = folder / "guard.json"
     document = json.loads(before.read_text()) if args.only and before.is_file() else {}
     for name in args.only or _USUAL:
-        document[name] = {**PARTS[name](args, document.get(name, {})), "of": provenance("guard")}
+        document[name] = PARTS[name](args, document.get(name, {}))
     document = {**document, **provenance("guard")}
     tables = list(shown.tables(document))
     for title, header, cells in tables:
         print(f"\n{title}")
         print_table(header, cells)
-    write_results(folder, document, shown.markdown(tables))
-    shown.draw(document, folder)
+    write_results(folder, document, shown.markdown(tables, picture=shown.draw(document, folder)))
 
 
 def offline(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that recorded answers can show; of other models as it was."""
-    return {**before, **{model: _model(args, model) for model in args.model or MODELS}}
+    """Everything that recorded answers can show; of other models as it was, with what it was measured by.
+
+    Models of which that is not known are left out.
+    """
+    kept = {name: part for name, part in before.items() if name in MODELS and "of" in part}
+    return {**kept, **{model: {**_model(args, model), "of": provenance("guard")} for model in args.model or MODELS}}
 
 
 def _model(args: argparse.Namespace, model: str) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def _model(args: argparse.Namespace, model: str) -> dict[str, Any]:
     traces = make(model, "evaluation", *((64, 0) if args.quick else (args.benign, args.hard)))
     benign = benign_subjects(traces, model, "evaluation", victim)
     attacked = attacked_subjects(args.attacks, model, victim)[: 8 if args.quick else None]
-    kept = Kept(OUT / model / "evidence.jsonl")
+    kept = Kept(OUT / model / evidence_file(victim.weights))
     screen([*benign, *attacked], kept)
     squeeze(attacked, kept, victim)
 
@@ -95,11 +103,16 @@ def _model(args: argparse.Namespace, model: str) -> dict[str, Any]:
     return measured(judged(), calibration, decode=victim.prompts.decode)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Mapping[str, Any]], dict[str, Any]]] = {
+def _whole(measure: Part) -> Part:
+    """A part that is measured at once, with what it was measured by."""
+    return lambda args, before: {**measure(args, before), "of": provenance("guard")}
+
+
+PARTS: dict[str, Part] = {
     "offline": offline,
-    "dos": dos.measure,
-    "neighbours": served.neighbours,
-    "overhead": served.overhead,
+    "dos": _whole(dos.measure),
+    "neighbours": _whole(served.neighbours),
+    "overhead": _whole(served.overhead),
 }
 _USUAL = ("offline", "dos")
 

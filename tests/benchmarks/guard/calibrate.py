@@ -19,7 +19,7 @@ from models.registry import find
 from serving.guard.fit import fit
 from serving.guard.written import special_ids, write_calibration
 from tests.benchmarks.guard.corpus import HARD_SHARE, MAX_TOKENS, MODELS, SEEDS
-from tests.benchmarks.guard.evidence import Kept, benign_of, benign_subjects, squeeze
+from tests.benchmarks.guard.evidence import Kept, benign_of, benign_subjects, evidence_file, squeeze
 from tests.benchmarks.guard.traces import OUT, read
 
 
@@ -30,7 +30,7 @@ def calibrate(model: str, num_squeezed: int) -> Path:
     assert folder is not None, "the victim was loaded from it"
     traces = read(OUT / model / "calibration.jsonl")
     subjects = benign_subjects(traces, model, "calibration", victim)
-    kept = Kept(OUT / model / "evidence.jsonl")
+    kept = Kept(OUT / model / evidence_file(victim.weights))
     squeeze(subjects[:num_squeezed], kept, victim)
     calibration = fit(
         [benign_of(one, kept[one.key]) for one in subjects],

@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.guard.corpus --model texthawk2-nano --part calibration --count 1500
 
-Pictures are drawn with words, fonts and layouts that training never used (split ``test``). The two parts have seeds and a
-photograph of their own, so that no picture of one is in the other; otherwise both are the same mixture, as conformal
+Pictures are drawn with words, fonts and layouts that training never used (split ``test``). The two parts have seeds and
+a photograph of their own, so that no picture of one is in the other; otherwise both are the same mixture, as conformal
 bounds ask. What was tried while rules were chosen had seed 1602, which no part has now.
 
 Item ``n`` of a part is always the same, however many are made.

@@ -1,12 +1,14 @@
 """What the guard sees of a picture beside its answer, and what a purified copy is answered: made once and kept.
 
-    out/guard/MODEL/evidence.jsonl     by picture: the pre-screen's p-value, the squeeze's distance, the second answer
+    out/guard/MODEL/evidence-DIGEST.jsonl    by picture: the pre-screen's p-value, the squeeze's distance, the second
+                                             answer; DIGEST: of the weights and of the pre-screen's head
 
 Second answers are asked for only of suspects and of attacks: of others nobody would hear them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import zlib
@@ -27,8 +29,8 @@ from schedulers.policies.guard import combined
 from serving.delivery.stream.wire import EngineImage
 from serving.guard.fit import Benign
 from serving.guard.purify import purified, squeezed
-from serving.guard.screen import shipped_screen
-from tests.benchmarks.guard.corpus import HARD_FROM, Part, items
+from serving.guard.screen import FILE, shipped_screen
+from tests.benchmarks.guard.corpus import HARD_FROM, SEEDS, Part, items
 from tests.benchmarks.guard.replay import Answered
 from tests.benchmarks.guard.traces import Tiles, Trace, answers, batched, cut
 
@@ -69,6 +71,11 @@ class Evidence:
         return min(self.again, cap), self.again_ended and self.again <= cap
 
 
+def evidence_file(weights: str, head: Path = FILE) -> str:
+    """Its name: other weights, or another head of the pre-screen, see something else. ``weights``: their SHA-256."""
+    return f"evidence-{hashlib.sha256(weights.encode() + head.read_bytes()).hexdigest()[:12]}.jsonl"
+
+
 class Kept:
     """Evidence by key, in a file that only grows; the last line of a key counts."""
 
@@ -104,7 +111,7 @@ def benign_subjects(traces: Sequence[Trace], model: str, part: Part, victim: Vic
 
     return [
         Subject(
-            key=f"{part}-{trace.place}",
+            key=f"{part}-{SEEDS[part]}-{trace.place}",
             kind=trace.kind,
             is_hard=trace.is_hard,
             is_extra=trace.place >= HARD_FROM,

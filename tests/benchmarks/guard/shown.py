@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from tests.benchmarks.common import markdown_table
-from tests.benchmarks.guard.judged import DETECTORS, MIN_FOR_RARE
+from tests.benchmarks.guard.judged import DETECTORS, camp_of
+from tests.benchmarks.guard.train_screen import TRAINED_ON
 
 Table: TypeAlias = tuple[str, list[str], list[list[object]]]
+MIN_FOR_RARE = 5000
+"""Benign answers below which no rate of 0.1% is claimed."""
+_TRAINED_ON = (*TRAINED_ON, "all static")
+_SERVED = ("neighbours", "overhead")
 
 
-def markdown(tables: Sequence[Table]) -> str:
-    """One under the other."""
-    return "\n\n".join(f"{title}\n\n{markdown_table(header, cells)}" for title, header, cells in tables)
+def markdown(tables: Sequence[Table], picture: str = "") -> str:
+    """One under the other, and a picture at the end."""
+    texts = [f"{title}\n\n{markdown_table(header, cells)}" for title, header, cells in tables]
+    return "\n\n".join([*texts, *[picture] * bool(picture)])
 
 
 def tables(document: Mapping[str, Any]) -> Iterator[Table]:
     """Of the parts that are there."""
     for model, part in document.get("offline", {}).items():
-        if model != "of":
-            yield from _of_model(model, part)
+        yield from _of_model(model, part)
     for row in document.get("dos", {}).get("tables", ()):
         yield row["title"], row["header"], row["cells"]
-    for name in ("neighbours", "overhead"):
-        if name in document:
-            part = document[name]
-            yield part["title"], part["header"], part["cells"]
+    for part in [document[name] for name in _SERVED if name in document]:
+        yield part["title"], part["header"], part["cells"]
+    yield _measured_by(document)
 
 
 def _of_model(model: str, part: Mapping[str, Any]) -> Iterator[Table]:
@@ -36,23 +40,30 @@ def _of_model(model: str, part: Mapping[str, Any]) -> Iterator[Table]:
         f"{part['num_calibration']} others; {part['num_attacked']} attacked pictures"
     )
     rare = part["num_benign"] >= MIN_FOR_RARE
+    if not rare:
+        of += f"; a rate of 0.1% is claimed from {MIN_FOR_RARE} benign answers on"
     yield _aims(model, part)
-    yield _found(f"**{model}**: share of attacked answers found at 1% false alarms as calibrated ({of})", part, "0.01")
-    if rare:
-        yield _found(f"**{model}**: the same at 0.1%", part, "0.001")
+    for level in _levels(rare):
+        title = (
+            f"**{model}**: share found at p <= {_percent(level)} (nominal; the next table, and the heads of columns, "
+            f"have what that was on benign answers; {of}; "
+            "*: the pre-screen was trained on this attack, or on some of these)"
+        )
+        yield _found(title, part, level)
     yield _false_alarms(model, part, rare)
     yield _energy(model, part)
     yield _benign(model, part)
     yield _coverage(model, part)
+    yield _sanity(model, part)
 
 
 def _aims(model: str, part: Mapping[str, Any]) -> Table:
     cells: list[list[object]] = [
         [
             row["what"],
-            f"{'at most' if row['is_most'] else 'at least'} {row['aim']:g}",
+            None if row["aim"] is None else _limit(row, row["aim"]),
             "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["measured"]),
-            "met" if row["is_met"] else "missed",
+            None if row["is_met"] is None else "met" if row["is_met"] else "missed",
         ]
         for row in part["aims"]
     ]
@@ -60,28 +71,34 @@ def _aims(model: str, part: Mapping[str, Any]) -> Table:
 
 
 def _found(title: str, part: Mapping[str, Any], level: str) -> Table:
-    header = ["attack", "times as long", "pictures", *DETECTORS]
-    cells: list[list[object]] = [
-        [row["attack"], row["bucket"], row["num"], *(_share(row[f"{name}_{level}"]) for name in DETECTORS)]
-        for row in part["found"]
-    ]
+    benign = {row["detector"]: row.get(level) for row in part["false_alarms"]}
+    header = ["attack", "times as long", "pictures"]
+    header += [name if benign[name] is None else f"{name} ({benign[name]['value']:.1%})" for name in DETECTORS]
+    header += [f"combined, at most {_percent(level)} of benign"]
+    cells: list[list[object]] = []
+    for row in part["found"]:
+        shares = {name: _share(row[f"{name}_{level}"]) for name in DETECTORS}
+        if row["attack"] in _TRAINED_ON and shares["screen"] is not None:
+            shares["screen"] += " *"
+        name = f"{row['attack']} (control)" if camp_of(row["attack"]) == "control" else row["attack"]
+        cells.append([name, row["bucket"], row["num"], *shares.values(), _share(row[f"realised_{level}"])])
     return title, header, cells
 
 
 def _false_alarms(model: str, part: Mapping[str, Any], rare: bool) -> Table:
-    levels = ("0.01", "0.001") if rare else ("0.01",)
+    levels = _levels(rare)
     header = ["detector", "answers"]
-    header += [f"{prefix}at {float(level):.1%}" for level in levels for prefix in ("", "hard ones ")]
+    header += [f"{prefix}at p <= {_percent(level)}" for level in levels for prefix in ("", "hard ones ")]
     cells: list[list[object]] = []
     for row in part["false_alarms"]:
         shares = [row.get(f"{prefix}{level}") for level in levels for prefix in ("", "hard_")]
-        cells.append([row["detector"], row["num"], *(None if one is None else _share(one) for one in shares)])
+        cells.append([row["detector"], row["num"], *map(_share, shares)])
     return f"**{model}**: false alarms among benign answers that nothing was calibrated with", header, cells
 
 
 def _energy(model: str, part: Mapping[str, Any]) -> Table:
     header = ["attack", "pictures", "tokens clean", "open", "guarded", "times as long", "guarded", "times the joules"]
-    header += ["guarded", "capped", "cap over clean", "attacker's J", "J saved"]
+    header += ["guarded", "capped", "p95 cap over clean", "attacker's J", "J saved"]
     cells: list[list[object]] = [
         [
             row["attack"],
@@ -129,31 +146,71 @@ def _benign(model: str, part: Mapping[str, Any]) -> Table:
 
 def _coverage(model: str, part: Mapping[str, Any]) -> Table:
     cells: list[list[object]] = [
-        [row["group"], row["num"], row["bounded"], None if row["exceeded"] is None else _share(row["exceeded"])]
-        for row in part["coverage"]
+        [row["group"], row["num"], row["bounded"], _share(row["exceeded"])] for row in part["coverage"]
     ]
     title = f"**{model}**: benign answers over the bound that their text set (1% is the aim)"
     return title, ["group", "answers", "with a bound", "over it"], cells
 
 
-def _share(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.1%} ({value['low']:.1%} to {value['high']:.1%})"
+def _sanity(model: str, part: Mapping[str, Any]) -> Table:
+    cells: list[list[object]] = [
+        [row["what"], f"{row['measured']:.2f}", _limit(row, row["limit"]), "holds" if row["holds"] else "fails"]
+        for row in part["sanity"]
+    ]
+    return f"**{model}**: are the attacks what they should be", ["figure", "measured", "expected", ""], cells
+
+
+def _measured_by(document: Mapping[str, Any]) -> Table:
+    """Parts that were measured together have a command in common; others may be of another day."""
+    parts: Iterable[tuple[str, Any]] = (
+        *document.get("offline", {}).items(),
+        *((name, document[name]) for name in ("dos", *_SERVED) if name in document),
+    )
+    cells: list[list[object]] = [
+        [
+            name,
+            of["date"],
+            of["commit"],
+            f"{of['hardware']['cores']} cores of {of['hardware']['cpu']}",
+            of["hardware"]["load_average_before"],
+            f"`{of['command']}`",
+        ]
+        for name, of in ((name, part["of"]) for name, part in parts)
+    ]
+    return "**Measured by**", ["tables", "date", "commit", "processor", "load before", "command"], cells
+
+
+def _levels(rare: bool) -> tuple[str, ...]:
+    return ("0.01", "0.001") if rare else ("0.01",)
+
+
+def _percent(level: str) -> str:
+    return f"{100 * float(level):g}%"
+
+
+def _limit(row: Mapping[str, Any], limit: float) -> str:
+    return f"{'at most' if row['is_most'] else 'at least'} {limit:.3g}"
+
+
+def _share(value: Mapping[str, float] | None) -> str | None:
+    return None if value is None else f"{value['value']:.1%} ({value['low']:.1%} to {value['high']:.1%})"
 
 
 def _ratio(value: Mapping[str, float]) -> str:
     return f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
 
 
-def draw(document: Mapping[str, Any], folder: Path) -> None:
-    """ROC of each model, the rate of false alarms on a logarithmic axis."""
+def draw(document: Mapping[str, Any], folder: Path) -> str:
+    """ROC of each model, the rate of false alarms on a logarithmic axis. Returns a link, or nothing."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    models = {name: part for name, part in document.get("offline", {}).items() if name != "of" and part["roc"]}
+    models = {name: part for name, part in document.get("offline", {}).items() if part["roc"]}
     if not models:
-        return
+        return ""
+    folder.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(1, len(models), figsize=(5.2 * len(models), 4.2), squeeze=False)
     for axis, (name, part) in zip(axes[0], models.items(), strict=True):
         floor = 0.5 / part["num_benign"]
@@ -166,3 +223,4 @@ def draw(document: Mapping[str, Any], folder: Path) -> None:
     figure.tight_layout()
     figure.savefig(folder / "guard.png", dpi=110)
     plt.close(figure)
+    return "![Found of static and adaptive attacks over false alarms, each detector at every threshold](guard.png)"
