@@ -282,9 +282,10 @@ def _chat_service(
     tell: Sink,
 ) -> ChatService:
     models = config.models_with(StreamOptions)
-    read = {model.id: read_guard(model) for model in models}
+    chats = {model.id: _served_chat(model, handles[model.id]) for model in models}
+    read = {model.id: read_guard(model, chats[model.id].card) for model in models}
     return ChatService(
-        {model.id: _served_chat(model, handles[model.id]) for model in models},
+        chats,
         images,
         pipeline,
         TenantKeys(config.secret.encode()),

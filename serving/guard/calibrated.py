@@ -10,8 +10,9 @@ from schedulers.guard.calibration import FILE_NAME, GuardCalibration
 from serving.errors import ConfigError
 
 
-def read_calibration(folder: Path) -> GuardCalibration | None:
-    """None where nobody has calibrated it: such a model is guarded by its budget alone.
+def read_calibration(folder: Path, sha256: str | None = None) -> GuardCalibration | None:
+    """None where nobody has calibrated it: such a model is guarded by its budget alone. ``sha256``: of the weights,
+    where it is known; else they are read for it, which takes seconds.
 
     Raises: ConfigError: not a calibration, or one of other weights.
     """
@@ -22,7 +23,7 @@ def read_calibration(folder: Path) -> GuardCalibration | None:
         return None
     try:
         calibration = GuardCalibration.from_plain(json.loads(text))
-        digest = checkpoint_sha256(folder)
+        digest = sha256 or checkpoint_sha256(folder)
     except ValueError as error:
         raise ConfigError(f"{path} cannot be used: {error}") from None
     if calibration.checkpoint_sha256 != digest:

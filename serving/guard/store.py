@@ -22,12 +22,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import redis.asyncio as aioredis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from serving.errors import StoreUnavailable
 from serving.guard.fingerprints import FINGERPRINT_BYTES, NEAR_AT, similarities
 from serving.stores import keys
 from serving.stores.connection import RedisConfig, RedisConnection
+from serving.stores.scripts import Script
 from serving.stores.sealed import Sealer
 from serving.telemetry.events import Sink, ignore
 
@@ -46,6 +47,16 @@ _ID_BYTES: Final = 16
 _ROW_BYTES: Final = _ID_BYTES + FINGERPRINT_BYTES
 _MAX_OPENED: Final = 1 << 14
 """Rows that are not opened again: a tenant's last pictures are read with every one of its requests."""
+
+_FORGET: Final = Script("""
+if ARGV[2] ~= '' and redis.call('GET', KEYS[1]) ~= ARGV[2] then return 0 end
+if redis.call('DEL', KEYS[1]) == 0 then return 0 end
+redis.call('ZREM', KEYS[2], ARGV[1])
+if ARGV[3] ~= '' then redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'event', ARGV[3]) end
+return 1
+""")
+"""Names: of an entry, the index, the log. Arguments: its id; what it must still be, or ""; the line for the log, or "";
+how many lines that keeps. All or nothing: what is released is in the log. Returns whether it was there."""
 
 GUARD: Final = "guard"
 """Who did it, where no operator did."""
@@ -228,8 +239,7 @@ class Quarantine:
                 return list(await line.execute())
 
         *_, fallen, _ = await self._connection.call("guard.put", send, entry.tenant)
-        if too_old := [entry_id for entry_id, _ in self._opened_rows(caught, fallen)]:
-            await self._forget(too_old)
+        await self._let_go([entry_id for entry_id, _ in self._opened_rows(caught, fallen)], entry.tenant)
 
     # -- operators ---------------------------------------------------------------------------------------------------
 
@@ -252,12 +262,8 @@ class Quarantine:
         async def drop(client: aioredis.Redis) -> None:
             await client.lrem(caught, 0, row)  # type: ignore[arg-type]
 
-        async def log(client: aioredis.Redis) -> None:
-            await client.xadd(self._log, self._logged(event), maxlen=_MAX_AUDITED)
-
-        if not await self._forget([entry.id]):
+        if not await self._run("forget", _FORGET, entry.id, b"", self._logged(event)["event"], _MAX_AUDITED):
             return False
-        await self._connection.call("guard.log", log)
         await self._connection.call("guard.release", drop)
         return True
 
@@ -279,22 +285,33 @@ class Quarantine:
         if not entry_ids:
             return []
 
+        opened = map(self._opened, entry_ids, await self._read_sealed(entry_ids))
+        return [entry for entry in opened if entry is not None]
+
+    async def _read_sealed(self, entry_ids: Sequence[str]) -> list[bytes | None]:
         async def send(client: aioredis.Redis) -> list[Any]:
             return list(await client.mget([keys.guard_entry(self._owner, entry_id) for entry_id in entry_ids]))
 
-        sealed = await self._connection.call("guard.read", send)
-        opened = map(self._opened, entry_ids, sealed)
-        return [entry for entry in opened if entry is not None]
+        return await self._connection.call("guard.read", send)
 
-    async def _forget(self, entry_ids: Sequence[str]) -> int:
-        """How many of them were there."""
+    async def _let_go(self, entry_ids: Sequence[str], tenant: str) -> None:
+        """Forget what falls out of a tenant's list, and not what another one was caught with since."""
+        for entry_id, sealed in zip(entry_ids, await self._read_sealed(entry_ids) if entry_ids else (), strict=True):
+            entry = self._opened(entry_id, sealed)
+            if sealed is not None and entry is not None and entry.tenant == tenant:
+                await self._run("forget", _FORGET, entry_id, sealed, b"", _MAX_AUDITED)
+
+    async def _run(self, operation: str, script: Script, entry_id: str, *arguments: bytes | int) -> int:
+        names = [keys.guard_entry(self._owner, entry_id), self._index, self._log]
 
         async def send(client: aioredis.Redis) -> int:
-            num = await client.delete(*[keys.guard_entry(self._owner, entry_id) for entry_id in entry_ids])
-            await client.zrem(self._index, *entry_ids)
-            return int(num)
+            given: list[Any] = [*names, entry_id, *arguments]
+            try:
+                return int(await client.evalsha(script.sha1, len(names), *given))
+            except NoScriptError:
+                return int(await client.eval(script.source, len(names), *given))
 
-        return await self._connection.call("guard.forget", send)
+        return await self._connection.call(f"guard.{operation}", send)
 
     # -- sealing -----------------------------------------------------------------------------------------------------
 

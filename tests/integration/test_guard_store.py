@@ -120,6 +120,33 @@ async def test_what_a_tenant_can_fill_has_a_bound(quarantine: Quarantine, admin:
     assert (await quarantine.look("ada", b"5", fingerprint(5))).is_replay
 
 
+async def test_what_falls_out_of_a_list_stays_if_another_tenant_was_caught_with_it(quarantine: Quarantine) -> None:
+    await quarantine.put("mallory", b"1", PICTURE, **CAUGHT)
+    await quarantine.put("eve", b"1", PICTURE, **CAUGHT)
+    for place in range(MAX_CAUGHT):
+        await quarantine.put("mallory", b"of mallory %d" % place, fingerprint(place), **CAUGHT)
+    assert (await quarantine.look("ada", b"1", PICTURE)).is_exact
+
+
+async def test_nothing_is_released_that_no_line_tells_of(quarantine: Quarantine, admin: aioredis.Redis) -> None:
+    await quarantine.put("mallory", b"1", PICTURE, **CAUGHT)
+    (entry,) = await quarantine.entries()
+    calls, call = [], quarantine._connection.call
+
+    async def first(*words: Any) -> Any:
+        calls.append(words[0])
+        if len(calls) > 1:
+            raise StoreUnavailable("gone")
+        return await call(*words)
+
+    quarantine._connection.call = first  # type: ignore[assignment,method-assign]
+    with pytest.raises(StoreUnavailable):
+        await quarantine.release(entry, "root@here")
+    quarantine._connection.call = call  # type: ignore[method-assign]
+    assert await quarantine.entries() == []
+    assert [event.action for event in await quarantine.audit(10)] == ["released", "caught"]
+
+
 async def test_caught_twice_it_is_there_once(quarantine: Quarantine, admin: aioredis.Redis) -> None:
     for _ in range(2):
         await quarantine.put("mallory", b"1", PICTURE, **CAUGHT)

@@ -38,6 +38,7 @@ class Vlm:
         from serving.replica.chat.setup import build_engine, calibration_of
 
         started_s = time.monotonic()
+        calibration = await asyncio.to_thread(calibration_of, model)  # which reads the weights, and may refuse
         self._engine: ChatEngine = build_engine(model)
         await self._engine.start()
         tenants = LiveTenants(config.settings.tenants)
@@ -56,7 +57,7 @@ class Vlm:
             max_kv_bytes=tenants.view(lambda tenant: tenant.max_kv_bytes),
             watts=model.watts,
             energy=self._energy,
-            calibration=calibration_of(model),
+            calibration=calibration,
         )
         self._held = HeldImages()
         self._num_reports = 0

@@ -44,12 +44,12 @@ def read_served(model: ResolvedModel[StreamOptions]) -> tuple[Card, Prompts]:
     return read_card(model), read_prompts(model)
 
 
-def read_guard(model: ResolvedModel[StreamOptions]) -> GuardCalibration | None:
-    """What benign answers of it are like; None where nobody has calibrated that.
+def read_guard(model: ResolvedModel[StreamOptions], card: Card) -> GuardCalibration | None:
+    """What benign answers of it are like; None where nobody has calibrated that. ``card``: its own.
 
     Raises: ConfigError: see ``read_calibration``.
     """
-    return None if model.options.engine == "fake" else read_calibration(checkpoint_of(model))
+    return None if model.options.engine == "fake" else read_calibration(checkpoint_of(model), card.checkpoint_sha256)
 
 
 def read_grids(model: ResolvedModel[StreamOptions]) -> GridOf | None:

@@ -26,6 +26,9 @@ def test_calibration_is_read_only_beside_the_weights_that_it_is_of(tmp_path: Pat
     )
     (tmp_path / FILE_NAME).write_text(json.dumps(written.to_plain()), encoding="utf-8")
     assert read_calibration(tmp_path) == written
+    assert read_calibration(tmp_path, written.checkpoint_sha256) == written
+    with pytest.raises(ConfigError, match="of other weights"):
+        read_calibration(tmp_path, "1" * 64)
     (tmp_path / WEIGHTS_FILE).write_bytes(b"others")
     with pytest.raises(ConfigError, match="of other weights"):
         read_calibration(tmp_path)
