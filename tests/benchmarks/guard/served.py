@@ -36,12 +36,13 @@ from tests.benchmarks.guard.traces import cut
 from tests.support.system import System, running_system
 
 MODEL = "texthawk2-nano"
-BENIGN_PER_S, HOSTILE_SHARE = 4.0, 0.1
+BENIGN_PER_S, HOSTILE_SHARE = 2.0, 0.1
+"""About half of what one replica of the torch engine answers on two cores."""
+NUM_BENIGN = 400
 DEADLINE_S = 5.0
 _KEYS = {name: f"{name}-key-4d1f7a90" for name in ("benign", "hostile-open", "hostile-guarded", "open", "guarded")}
 _GUARD = {"hostile-open": "off", "open": "off"}
 _LEAD_S, _DRAIN_S = 4.0, 8.0
-_QUESTIONS = ("Read the text.", "Read the word.", "Describe the image.", "Count the circles.")
 CONDITIONS = ("nobody attacks", "attacked, guard off", "attacked, guard on")
 Row = dict[str, Any]
 
@@ -49,12 +50,14 @@ Row = dict[str, Any]
 def neighbours(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
     """A benign tenant's first tokens and goodput: alone, and beside one request in ten that is crafted."""
     crafted = _crafted(args.attacks)
-    rounds, seconds = (1, 5.0) if args.quick else (3, 16.0)
+    rounds, seconds = (1, 5.0) if args.quick else (3, 24.0)
     records: list[Row] = []
-    with _system() as system, tempfile.TemporaryDirectory() as folder:
+    with _system() as system, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        benign = _benign(folder)
         for number in range(rounds):
             for condition in CONDITIONS:
-                records += _turn(system, condition, crafted, seconds, Path(folder) / f"{number}-{condition[-3:]}")
+                records += _turn(system, condition, benign, crafted, seconds, folder / f"{number}-{condition[-3:]}")
     rows = [_felt(records, condition) for condition in CONDITIONS]
     alone = rows[0]
     cells: list[list[object]] = [
@@ -86,10 +89,12 @@ def overhead(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
     """Answers a second with the guard and without, in turns; and what its parts take, each alone."""
     rounds, seconds = (1, 4.0) if args.quick else (4, 15.0)
     rates: dict[str, list[float]] = {"open": [], "guarded": []}
-    with _system() as system, tempfile.TemporaryDirectory() as folder:
+    with _system() as system, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        benign = _benign(folder)
         for number in range(rounds):
             for tenant in ("open", "guarded") if number % 2 == 0 else ("guarded", "open"):
-                rates[tenant].append(_rate(system, tenant, seconds, Path(folder) / f"{number}-{tenant}"))
+                rates[tenant].append(_rate(system, tenant, benign, seconds, folder / f"{number}-{tenant}"))
     ratios = np.array(rates["guarded"]) / np.array(rates["open"])
     screen_ms, monitor_us = _screen_ms(16 if args.quick else 300), _monitor_us()
     cells: list[list[object]] = [
@@ -144,38 +149,58 @@ def _crafted(runs: Path) -> dict[str, list[str]]:
     return found
 
 
-def _turn(system: System, condition: str, crafted: Mapping[str, list[str]], seconds: float, folder: Path) -> list[Row]:
+def _benign(folder: Path) -> dict[str, list[str]]:
+    """Files by question, of the benign corpus: those with one picture and one question."""
+    found: dict[str, list[str]] = {}
+    for place, item in enumerate(items(MODEL, "evaluation", range(NUM_BENIGN))):
+        if len(item.files) == 1 and not item.history:
+            path = folder / f"benign-{place}"
+            path.write_bytes(item.files[0])
+            found.setdefault(item.question, []).append(str(path))
+    return found
+
+
+def _turn(
+    system: System,
+    condition: str,
+    benign: Mapping[str, list[str]],
+    crafted: Mapping[str, list[str]],
+    seconds: float,
+    folder: Path,
+) -> list[Row]:
     folder.mkdir()
     others = []
     if condition != CONDITIONS[0]:
         tenant = "hostile-open" if condition == CONDITIONS[1] else "hostile-guarded"
         rate = BENIGN_PER_S * HOSTILE_SHARE / (1.0 - HOSTILE_SHARE)
-        total = sum(map(len, crafted.values()))
-        mix = [_asks(question, weight=len(files) / total, files=files) for question, files in sorted(crafted.items())]
-        others.append(_start(system, tenant, mix, _phases(rate, seconds), folder / "hostile"))
-    mix = [_asks(question, is_numbered=True) for question in _QUESTIONS]
-    mine = _start(system, "benign", mix, _phases(BENIGN_PER_S, seconds), folder / "benign").records()
+        others.append(_start(system, tenant, _mix(crafted), _phases(rate, seconds), folder / "hostile"))
+    mine = _start(system, "benign", _mix(benign), _phases(BENIGN_PER_S, seconds), folder / "benign").records()
     theirs = [record for other in others for record in other.records()]
     time.sleep(_DRAIN_S)
     return [record | {"condition": condition} for record in (*mine, *theirs)]
 
 
-def _rate(system: System, tenant: str, seconds: float, folder: Path) -> float:
+def _rate(system: System, tenant: str, benign: Mapping[str, list[str]], seconds: float, folder: Path) -> float:
     """Answers a second to eight callers that wait for theirs."""
     closed = {"kind": "closed", "concurrency": 8}
     phases = [
         {"name": "lead", "arrival": closed, "duration_s": _LEAD_S, "is_warm_up": True},
         {"name": "measured", "arrival": closed, "duration_s": seconds},
     ]
-    mix = [_asks(question, is_numbered=True) for question in _QUESTIONS]
-    records = [one for one in _start(system, tenant, mix, phases, folder).records() if not one["is_warm_up"]]
+    records = [one for one in _start(system, tenant, _mix(benign), phases, folder).records() if not one["is_warm_up"]]
     done = [one for one in records if one["outcome"] == "ok"]
     return float(len(done)) / float(max(one["done_at_s"] for one in done) - min(one["sent_at_s"] for one in done))
 
 
-def _asks(question: str, *, weight: float = 1.0, is_numbered: bool = False, files: Sequence[str] = ()) -> Row:
-    chat = {"model": MODEL, "question": question, "max_tokens": MAX_TOKENS, "is_numbered": is_numbered}
-    return {"surface": "http_chat", "weight": weight, "chat": chat | ({"files": list(files)} if files else {})}
+def _mix(files: Mapping[str, Sequence[str]]) -> list[Row]:
+    """Every picture as often as any other."""
+    total = sum(map(len, files.values()))
+    return [_asks(question, len(own) / total, own) for question, own in sorted(files.items())]
+
+
+def _asks(question: str, weight: float, files: Sequence[str]) -> Row:
+    chat = {"model": MODEL, "question": question, "max_tokens": MAX_TOKENS, "files": list(files)}
+    return {"surface": "http_chat", "weight": weight, "chat": chat}
 
 
 def _phases(rate_per_s: float, seconds: float) -> list[Row]:
