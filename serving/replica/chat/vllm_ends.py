@@ -12,7 +12,6 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,9 +63,8 @@ class EndBoard:
         return tuple(self._values[row, np.arange(first, first + num) % DEPTH].tolist())
 
 
-@cache
 def _mapped(path: str, rows: int) -> npt.NDArray[np.float32]:
-    """The board of a path, (rows, DEPTH). One for each engine process."""
+    """The board that is at a path now, (rows, DEPTH)."""
     file = os.open(path, os.O_RDWR)
     try:
         memory = mmap.mmap(file, 4 * rows * DEPTH)
@@ -88,6 +86,8 @@ class EndsToBoard(LogitsProcessor):
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Watched] = {}
+        self._boards: dict[str, npt.NDArray[np.float32]] = {}
+        """By path: an engine has one for as long as it lives."""
 
     def is_argmax_invariant(self) -> bool:
         """Yes, but vLLM does not ask those for greedy requests."""
@@ -95,7 +95,7 @@ class EndsToBoard(LogitsProcessor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow requests from row to row."""
-        process_dict_updates(self._rows, batch_update, _watched)
+        process_dict_updates(self._rows, batch_update, self._watched)
 
     def apply(self, logits: Tensor) -> Tensor:
         """Write, and change nothing. ``logits``: (requests, vocabulary), float32."""
@@ -110,10 +110,11 @@ class EndsToBoard(LogitsProcessor):
                 watched.values[len(watched.said) % DEPTH] = log_p[place]
         return logits
 
-
-def _watched(params: SamplingParams, _prompt: list[int] | None, said: list[int]) -> _Watched | None:
-    arguments = (params.extra_args or {}).get(_KEY)
-    if arguments is None:
-        return None
-    path, rows, row, end_id = arguments
-    return _Watched(_mapped(path, rows)[row], end_id, said)
+    def _watched(self, params: SamplingParams, _prompt: list[int] | None, said: list[int]) -> _Watched | None:
+        arguments = (params.extra_args or {}).get(_KEY)
+        if arguments is None:
+            return None
+        path, rows, row, end_id = arguments
+        if path not in self._boards:
+            self._boards[path] = _mapped(path, rows)
+        return _Watched(self._boards[path][row], end_id, said)

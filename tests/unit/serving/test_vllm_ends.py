@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -79,3 +80,17 @@ def test_rows_are_given_out_once_and_used_again_as_late_as_can_be(board: EndBoar
     board.give_back(2)
     board.give_back(0)
     assert (board.take(), board.take(), board.take()) == (2, 0, None)
+
+
+def test_second_engine_of_a_process_reads_its_own_board_though_the_first_one_had_the_same_path() -> None:
+    first = EndBoard(4)
+    (path, *_) = first.arguments(0, END)["vireo_ends"]
+    first.close()
+    second = EndBoard(4)
+    try:
+        assert second.arguments(0, END)["vireo_ends"][0] == path, "the number of a file is used again"
+        with open(path, "r+b", buffering=0) as memory:
+            memory.write(struct.pack("f", -1.5))
+        assert second.read(0, 0, 1) == (-1.5,)
+    finally:
+        second.close()
