@@ -27,6 +27,8 @@ class EngineDelta(NamedTuple):
     log_p_ends: tuple[float, ...] | None = None
     """Log-probability of the end where each of the tokens was drawn, as the model has it, before bias and temperature;
     None where it was not asked for (``EngineRequest.tells_ends``) or is not known."""
+    held_text: str = ""
+    """What has been held back for stop strings until now: the rest of the text if the listener has had enough."""
 
 
 Say: TypeAlias = Callable[[EngineDelta], bool | None]
@@ -139,6 +141,11 @@ class StopStrings:
         given, self._pending = self._pending[:cut], self._pending[cut:]
         self._num_unwatched = max(0, self._num_unwatched - cut)
         return given, False
+
+    @property
+    def pending(self) -> str:
+        """What is held back."""
+        return self._pending
 
     def flush(self) -> str:
         """The text ended without a stop string: the rest."""

@@ -176,6 +176,7 @@ class FakeChatEngine:
                     logprobs=_logprobs(piece, request.logprobs),
                     num_cached_tokens=0,
                     num_prompt_tokens=num_prompt_tokens,
+                    held_text=stop.pending,
                 )
             )
             if is_enough or reason is not None:

@@ -75,6 +75,12 @@ class _Running:
     """The guard's, whose share it pays for as well."""
     told: Spent = field(default_factory=Spent)
     """What its gateway hears that it took."""
+    is_over: bool = False
+    """Its last delta was said, and what it took with it. Its engine may still have to free what it held."""
+
+    def cancel(self) -> bool:
+        """Whether it was there to be ended."""
+        return not self.is_over and self.task is not None and self.task.cancel()
 
     def used_until(self, reading: float) -> float:
         """Its share so far, and that of the second look."""
@@ -172,7 +178,7 @@ class ChoiceHub:
         spent: dict[int, Spent] = {}
         for number in ids:
             choice = choices.get(number)
-            if choice is not None and choice.task is not None and choice.task.cancel():
+            if choice is not None and choice.cancel():
                 spent[number] = self._spend(choice, choice.used_until(reading))
         return spent
 
@@ -187,8 +193,7 @@ class ChoiceHub:
         if self._boxes.get(gateway) is box:
             del self._boxes[gateway]
         for choice in box.choices.values():
-            if choice.task is not None:
-                choice.task.cancel()
+            choice.cancel()
 
     @property
     def energy_source(self) -> str:
@@ -209,6 +214,7 @@ class ChoiceHub:
             max(0.0, choice.predicted_s - choice.used_until(shared_s))
             for box in self._boxes.values()
             for choice in box.choices.values()
+            if not choice.is_over
         )
 
     def busy_s(self) -> float:
@@ -240,7 +246,7 @@ class ChoiceHub:
         box.choices.pop(number, None)
         if self._energy is not None:
             self._energy.forgo(max(0.0, choice.spent_s - choice.told.seconds))
-        if task.cancelled():
+        if task.cancelled() and not choice.is_over:
             self._tell(ChoiceEndedEarly(self._model, "cancelled"))
 
     async def _run(self, box: Outbox[_Running], choice: _Running, start: ChoiceStart) -> None:
@@ -312,6 +318,8 @@ class ChoiceHub:
             self._slots.release(turn, choice.used_s)
 
     def _fail(self, box: Outbox[_Running], choice: _Running, number: int, error: ServingError) -> None:
+        if choice.is_over:
+            return
         self._tell(ChoiceEndedEarly(self._model, error.code))
         spent = self._spend(choice, choice.spent_s)
         box.put(Failure(number, error, spent.seconds, spent.joules), is_urgent=True)
@@ -344,6 +352,7 @@ class ChoiceHub:
                 if (item := teller.add(delta)) is not None:
                     if item.finish_reason is not None:
                         item = self._last(choice, watch, item)
+                        self._tell(ChoiceFinished(self._model, teller.num_tokens, teller.answer_s))
                     box.put(item, is_urgent=is_first or item.finish_reason is not None)
                 return is_enough
 
@@ -356,9 +365,8 @@ class ChoiceHub:
                 choice.used_s = self._time.leave(now_s) - choice.started_at
                 spans = (("queue", started_s - arrived_s), ("run", now_s - started_s))
                 record(start.traceparent, *spans, run=choice.told.attributes if choice.told.seconds else None)
-        if teller.finish_reason is None:
+        if not choice.is_over:
             raise EngineFailed("the model stopped before the answer was complete; retry")
-        self._tell(ChoiceFinished(self._model, teller.num_tokens, teller.answer_s))
 
     # -- the guard ---------------------------------------------------------------------------------------------------
 
@@ -382,14 +390,15 @@ class ChoiceHub:
             return delta, False
         now = watch.push(delta.token_ids, delta.log_p_ends, delta.finish_reason is not None)
         if now is Next.END:
-            return delta._replace(finish_reason=FinishReason.LENGTH), True
+            return delta._replace(text=delta.text + delta.held_text, finish_reason=FinishReason.LENGTH), True
         if now is Next.LOOK_TWICE and choice.look is not None and (task := choice.look.begin()) is not None:
             self._looks.add(task)
             task.add_done_callback(self._looks.discard)
         return delta, False
 
     def _last(self, choice: _Running, watch: Watch | None, item: Delta) -> Delta:
-        """The end of a choice, with all that it cost."""
+        """The end of a choice, with all that it cost. Nothing is said of it after that."""
+        choice.is_over = True
         look_s = 0.0
         if watch is not None and choice.look is not None:
             choice.look.stop()

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from schedulers.shared_time import SharedTime
-from serving.delivery.stream.wire import ChoiceStart, Delta, FinishReason
+from serving.delivery.stream.wire import ChoiceStart, Delta
 from serving.replica.chat.base import EngineDelta
 
 
 class Teller:
     """Of one choice. ``started_at``: reading of ``shared`` when it got its slot, ``queue_s`` after it had come.
 
-    ``first_s``: clock of its first token. ``answer_s``: seconds from there to its last. ``finish_reason``: None until
-    the engine has said all.
+    ``first_s``: clock of its first token. ``answer_s``: seconds from there to its last.
     """
 
     def __init__(
@@ -28,7 +27,6 @@ class Teller:
         self.first_s: float | None = None
         self.answer_s = 0.0
         self.num_tokens = 0
-        self.finish_reason: FinishReason | None = None
         self._held: list[EngineDelta] = []
 
     def add(self, delta: EngineDelta) -> Delta | None:
@@ -39,7 +37,6 @@ class Teller:
             self.first_s, self._first_at = now_s, reading
         self.answer_s = now_s - self.first_s
         self.num_tokens += len(delta.token_ids)
-        self.finish_reason = delta.finish_reason
         if not self._start.is_streamed:
             self._held.append(delta)
             if delta.finish_reason is None:

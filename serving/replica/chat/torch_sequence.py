@@ -117,6 +117,7 @@ class TorchSequence:
             num_cached_tokens=0,
             num_prompt_tokens=len(self._prompt),
             log_p_ends=self._log_p_ends(logits),
+            held_text=self._stop.pending,
         )
 
     def _log_p_ends(self, logits: Tensor) -> tuple[float, ...] | None:

@@ -4,6 +4,9 @@ Nothing that a client sent reaches vLLM's own media code: images arrive here as 
 
 vLLM leaves each step's outputs in one collector per request and would wake a task for each. We are called once a step
 instead, and hand on what every collector holds: nobody is woken here before the outbox of a gateway is.
+
+vLLM does not say what it holds back for stop strings. So where the guard ends an answer, as many characters as the
+longest stop string less one may be missing at its end.
 """
 
 from __future__ import annotations

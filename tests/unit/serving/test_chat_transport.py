@@ -22,6 +22,7 @@ from serving.errors import (
     ReplicaLost,
     TooManyBytes,
 )
+from serving.replica.chat.base import Say
 from serving.replica.chat.fake_engine import FakeChatEngine
 from tests.support.chat_replicas import WATTS, LocalCalls, Mailbox, Replica, engine_request
 from tests.support.virtual_loop import run_virtual
@@ -484,3 +485,39 @@ async def last(mailbox: Mailbox) -> Exception | Item:
                     return item.error
     except (ReplicaLost, Draining) as error:
         return error
+
+
+class Leaving(FakeChatEngine):
+    """Its choices have said all, and stay until they may go, as in vLLM while it aborts one that was ended."""
+
+    may_go: asyncio.Event
+
+    async def run(self, request: EngineRequest, say: Say) -> None:
+        await super().run(request, say)
+        await self.may_go.wait()
+
+
+@pytest.mark.parametrize("what", ["cancel", "deadline", "gateway dies", "replica stops"])
+def test_choice_whose_end_was_said_is_settled_whatever_comes_before_it_has_left(what: str) -> None:
+    async def run() -> None:
+        slow = Leaving(answer=lambda request: "short", step_s=0.01)
+        slow.may_go = asyncio.Event()
+        replica = Replica("r", slow, meter=EstimateMeter(lambda: 0.0, WATTS))
+        calls = LocalCalls(replica)
+        await read(start(ChatLinks(calls, "g"), remaining_s=0.2 if what == "deadline" else 60.0))
+        (number,) = replica.hub._boxes["g"].choices
+        assert replica.hub.queued_s() == 0.0
+        if what == "cancel":
+            assert replica.hub.cancel("g", [number]) == {}
+        elif what == "gateway dies":
+            calls.die()
+        elif what == "replica stops":
+            await replica.hub.stop()
+        await asyncio.sleep(0.5)
+        slow.may_go.set()
+        await settled(replica)
+        assert (replica.told.num_finished, replica.told.early) == (1, [])
+        account = replica.hub._energy._account  # type: ignore[union-attr]
+        assert account._told_s == pytest.approx(replica.hub.busy_s())
+
+    run_virtual(run())

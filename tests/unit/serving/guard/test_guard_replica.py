@@ -134,6 +134,13 @@ async def test_second_look_is_paid_by_its_choice_and_every_busy_second_once() ->
     assert last.joules == pytest.approx(WATTS * (last.prefill_s + last.decode_s))
 
 
+async def test_answer_that_is_ended_has_all_its_text_though_stop_strings_held_some_of_it_back() -> None:
+    (deltas,) = await run(replica_of(), start(stop=("a stop string that never comes",)))
+    assert guard_of(deltas).action == "capped"
+    num_tokens = sum(delta.num_tokens for delta in deltas)
+    assert "".join(delta.text for delta in deltas) == LONG[: 4 * num_tokens]
+
+
 async def test_ordinary_answer_is_as_if_nobody_watched() -> None:
     answers = [await run(replica_of(lambda _: SHORT), start(order)) for order in (ORDER, None)]
     watched, alone = ["".join(delta.text for delta in deltas) for ((*deltas,),) in answers]
@@ -190,11 +197,28 @@ async def test_replay_ends_at_its_cap_exactly_and_holds_no_more_than_that(json_s
     assert guard_of(deltas).action == "capped"
 
 
-async def test_structured_answer_that_is_ended_is_a_length_too() -> None:
+async def test_structured_answer_is_not_looked_at_twice_as_its_schema_decides_when_it_ends() -> None:
     schema = '{"enum": ["%s"]}' % ("far too long a word. " * 30)
     (deltas,) = await run(replica_of(), start(ORDER._replace(p_values={"screen": 1e-4}), json_schema=schema))
-    assert guard_of(deltas).is_confirmed is False, "the purified copy has the same schema to fill"
+    said = guard_of(deltas)
+    assert (said.is_confirmed, said.probe_tokens) == (None, 0)
     assert sum(delta.num_tokens for delta in deltas) > CAP
+
+
+async def test_stop_string_that_only_the_copy_meets_is_no_end_of_its_answer() -> None:
+    """Else whoever finds such a word puts an innocent picture into quarantine."""
+    replica = replica_of(lambda request: LONG if request.images == (ATTACK,) else "A word. " * 60)
+    (deltas,) = await run(replica, start(stop=("word",)))
+    assert sum(delta.num_tokens for delta in deltas) == 300
+    said = guard_of(deltas)
+    assert (said.action, said.is_confirmed, said.probe_tokens) == ("deprioritised", False, CAP)
+
+
+async def test_who_sends_min_tokens_gets_them_and_no_picture_is_blamed_for_it() -> None:
+    (deltas,) = await run(replica_of(), start(min_tokens=CAP - 1))
+    assert sum(delta.num_tokens for delta in deltas) == 300
+    said = guard_of(deltas)
+    assert (said.action, said.is_confirmed, said.probe_tokens) == ("deprioritised", None, 0)
 
 
 async def test_without_room_for_a_second_look_the_choice_goes_on_and_nothing_fails() -> None:

@@ -51,7 +51,7 @@ def seen(one: EngineRequest, what: GuardOrder) -> set[str]:
 def test_all_detectors_watch_an_ordinary_request() -> None:
     stream = {"length", "repeat", "special", "eos"}
     assert seen(request(), order()) == stream | {"screen", "squeeze"}
-    assert seen(request(json_schema="{}"), order()) == {"length", "special", "screen", "squeeze"}
+    assert seen(request(json_schema="{}"), order()) == {"length", "special", "screen"}
     assert watch_for(request(), order(), None).p_values() == {"screen": 1.0}, "nothing to compare with"
 
 
@@ -85,8 +85,10 @@ def test_end_is_told_where_somebody_listens_and_nowhere_else() -> None:
 
 
 def test_replay_ends_at_its_cap_in_the_engine_itself_unless_it_is_observed() -> None:
-    capped = limited(request(min_tokens=CAP + 5), order(is_capped=True), None)
-    assert (capped.max_tokens, capped.min_tokens) == (CAP, CAP)
+    assert limited(request(), order(is_capped=True), None).max_tokens == CAP
+    for min_tokens in (CAP - 5, CAP + 5):
+        capped = limited(request(min_tokens=min_tokens), order(is_capped=True), None)
+        assert (capped.max_tokens, capped.min_tokens) == (max(CAP, min_tokens), min_tokens)
     assert limited(request()._replace(max_tokens=3), order(is_capped=True), None).max_tokens == 3
     for mode in ("observe", "off"):
         assert limited(request(), order(is_capped=True, mode=mode), None) == request()
@@ -96,6 +98,9 @@ def test_replay_ends_at_its_cap_in_the_engine_itself_unless_it_is_observed() -> 
     ("fields", "changes"),
     [
         ({"images": ()}, {}),
+        ({"min_tokens": 2}, {}),
+        ({"logit_bias": {1: -5.0}}, {}),
+        ({"json_schema": "{}"}, {}),
         ({}, {"mode": "observe"}),
         ({}, {"cap_tokens": 500}),
         ({}, {"layers": tuple(layer for layer in ALL if layer != Layer.CONFIRM)}),
@@ -110,10 +115,15 @@ def test_nobody_looks_twice_where_it_would_not_help_or_may_not(fields: dict[str,
     assert Next.LOOK_TWICE in {watched.push((1,)) for _ in range(400)}, "else it would have"
 
 
-def test_second_question_is_the_same_up_to_the_cap() -> None:
-    first = request(logprobs=3, min_tokens=2, temperature=0.5, seed=7, stop=("x",))
+def test_replay_is_not_ended_below_its_min_tokens() -> None:
+    watch = watch_for(request(min_tokens=CAP + 5), order(is_capped=True), CALIBRATION)
+    assert [watch.push((1,)) for _ in range(CAP + 5)].index(Next.END) == CAP + 4
+
+
+def test_second_question_is_the_same_up_to_the_cap_and_the_model_alone_ends_it() -> None:
+    first = request(logprobs=3, temperature=0.5, seed=7, stop=("x",))
     second = purified_request(first, order())
-    assert (second.max_tokens, second.min_tokens, second.logprobs) == (CAP, 0, None)
+    assert (second.max_tokens, second.stop, second.logprobs) == (CAP, (), None)
     assert second.request_id != first.request_id
-    kept = ("prompt_token_ids", "images", "temperature", "seed", "stop", "top_p", "json_schema", "logit_bias")
+    kept = ("prompt_token_ids", "images", "temperature", "seed", "top_p")
     assert [getattr(second, name) for name in kept] == [getattr(first, name) for name in kept]

@@ -123,3 +123,20 @@ async def test_end_is_told_before_a_bias_forbids_it(folder: Path) -> None:
         assert ends == pytest.approx([delta.logprobs[0].logprob for delta in said], abs=1e-4), "all were the end"
     finally:
         await engine.stop()
+
+
+async def test_text_that_stop_strings_hold_back_is_at_hand_after_every_token(folder: Path) -> None:
+    engine = TorchEngine(EngineSetup(model_id="m", folder=folder, max_model_len=64), LetterPrompts(), Network)
+    await engine.start()
+    try:
+        plain: list[EngineDelta] = []
+        held: list[EngineDelta] = []
+        await engine.run(request(), plain.append)
+        await engine.run(request()._replace(stop=("never there",)), held.append)
+        so_far = ["".join(delta.text for delta in plain[: i + 1]) for i in range(8)]
+        given = ["".join(delta.text for delta in held[: i + 1]) + held[i].held_text for i in range(8)]
+        assert given == so_far
+        assert held[-2].held_text
+        assert (held[-1].held_text, plain[-2].held_text) == ("", "")
+    finally:
+        await engine.stop()
