@@ -129,7 +129,7 @@ class ChatGuard:
             return UNWATCHED
         looked = Looked()
         if self._pictures is not None:
-            looked = await self._pictures.look(asking.model, asking.tenant, images)
+            looked = await self._pictures.look(asking.model, model.calibration.checkpoint_sha256, asking.tenant, images)
         rules = Rules(mode=mode, watch_at=self._settings.watch_at, suspect_at=self._settings.suspect_at)
         order = self._order(asking, model, rules, looked)
         return Watched(self, asking, looked, order, decide(_evidence(order, looked), rules))
@@ -187,6 +187,7 @@ class ChatGuard:
             subject,
             asking.tenant,
             model=asking.model,
+            checkpoint=self._models[asking.model].calibration.checkpoint_sha256,
             is_sampled=asking.is_sampled,
             score=verdict.score,
             reasons=verdict.reasons,

@@ -44,8 +44,8 @@ class Screen(Protocol):
 class Known(Protocol):
     """``serving.guard.store.Quarantine``."""
 
-    async def look(self, tenant: str, digest: bytes, fingerprint: bytes) -> Seen:
-        """What is known of a picture that a tenant sends. Never raises."""
+    async def look(self, tenant: str, digest: bytes, fingerprint: bytes, checkpoint: str) -> Seen:
+        """What is known of a picture that a tenant sends to these weights. Never raises."""
         ...
 
     async def put(
@@ -55,6 +55,7 @@ class Known(Protocol):
         fingerprint: bytes,
         *,
         model: str,
+        checkpoint: str,
         score: float,
         reasons: Sequence[str],
         num_tokens: int,
@@ -118,13 +119,14 @@ class Pictures:
         if self._known is not None:
             await self._known.stop()
 
-    async def look(self, model: str, tenant: str, images: Sequence[PreparedImage]) -> Looked:
-        """See ``Looked``."""
+    async def look(self, model: str, checkpoint: str, tenant: str, images: Sequence[PreparedImage]) -> Looked:
+        """See ``Looked``. ``checkpoint``: digest of the model's weights."""
         facts = [await self._facts(model, image) for image in {image.identity: image for image in images}.values()]
         p_values = {str(number): one.p for number, one in enumerate(facts) if one.p is not None}
         marks = [one.mark for one in facts if one.mark is not None]
         subject = _together(marks) if marks and len(marks) == len(facts) else None
-        return await self._look_up(Looked(combined(p_values) if p_values else None, subject=subject), tenant, marks)
+        looked = Looked(combined(p_values) if p_values else None, subject=subject)
+        return await self._look_up(looked, tenant, checkpoint, marks)
 
     async def _facts(self, model: str, image: PreparedImage) -> _Facts:
         key = (model, image.identity)
@@ -158,13 +160,13 @@ class Pictures:
                 failed.append(_failed(Layer.REPLAY))
         return _Facts(p, mark, tuple(failed))
 
-    async def _look_up(self, looked: Looked, tenant: str, marks: Sequence[Mark]) -> Looked:
+    async def _look_up(self, looked: Looked, tenant: str, checkpoint: str, marks: Sequence[Mark]) -> Looked:
         if self._known is None or not marks:
             return looked
         all_of_them = [looked.subject] if looked.subject is not None and len(marks) > 1 else []
         wanted = [*marks[:MAX_LOOKS], *all_of_them]
         try:
-            seen = await asyncio.gather(*(self._known.look(tenant, *mark) for mark in wanted))
+            seen = await asyncio.gather(*(self._known.look(tenant, *mark, checkpoint) for mark in wanted))
         except Exception:
             self._tell(GuardFailed(str(_failed(Layer.REPLAY))))
             return looked
@@ -177,6 +179,7 @@ class Pictures:
         tenant: str,
         *,
         model: str,
+        checkpoint: str,
         is_sampled: bool,
         score: float,
         reasons: Sequence[str],
@@ -193,8 +196,8 @@ class Pictures:
         digest = hashlib.sha256(tenant.encode() + b"\0" + subject.digest).digest() if is_sampled else subject.digest
         try:
             return await self._known.put(
-                tenant, digest, subject.fingerprint, model=model, score=score, reasons=reasons, num_tokens=num_tokens,
-                request_id=request_id,
+                tenant, digest, subject.fingerprint, model=model, checkpoint=checkpoint, score=score,
+                reasons=reasons, num_tokens=num_tokens, request_id=request_id,
             )  # fmt: skip
         except Exception:
             self._tell(GuardFailed(str(_failed(Layer.REPLAY))))

@@ -2,7 +2,8 @@
 
 *Exactly* the same pixels count whoever sends them. What only *looks* like them (``serving.guard.fingerprints``) counts
 for the tenant that was caught, and for nobody else: who changes a popular picture a little, and is caught with it, must
-not make everybody's original suspect.
+not make everybody's original suspect. And what makes one model's answers long does nothing to another: pictures are
+known to the weights that they were caught on.
 
 A list of the different pictures that a tenant sent last says how many of them are nearly the one that it sends now. Who
 has no weights has to ask hundreds of times about one picture to make it dear; so many near-duplicates are a *stream*.
@@ -65,12 +66,14 @@ RELEASED: Final = "released"
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture in quarantine. ``id``: 32 hex digits, of its pixels under the secret. ``at_s``, ``until_s``: Unix time.
-    ``score`` and ``reasons``: of the verdict. ``num_tokens``: of the answer that was ended."""
+    """A picture in quarantine. ``id``: 32 hex digits, of its pixels and the model's weights under the secret.
+    ``checkpoint``: digest of those weights. ``at_s``, ``until_s``: Unix time. ``score``, ``reasons``: of the verdict.
+    ``num_tokens``: of the answer that was ended."""
 
     id: str
     tenant: str
     model: str
+    checkpoint: str
     at_s: float
     until_s: float
     score: float
@@ -140,17 +143,17 @@ class Quarantine:
 
     # -- with every picture ------------------------------------------------------------------------------------------
 
-    async def look(self, tenant: str, digest: bytes, fingerprint: bytes) -> Seen:
-        """What is known of a picture that a tenant sends, which is remembered as sent. ``digest``: of its canonical
-        pixels (``PreparedImage.content_sha256``)."""
-        entry_id = self._id(digest)
+    async def look(self, tenant: str, digest: bytes, fingerprint: bytes, checkpoint: str) -> Seen:
+        """What is known of a picture that a tenant sends, which is remembered as sent, whatever it asks. ``digest``: of
+        its canonical pixels (``PreparedImage.content_sha256``); ``checkpoint``: of the model's weights."""
+        entry_id, query_id = self._id(digest, checkpoint), self._id(digest)
         try:
-            found, caught, queries = await self._found(tenant, entry_id, fingerprint)
+            found, caught, queries = await self._found(tenant, entry_id, query_id, fingerprint)
             known = self._opened(entry_id, found)
-            num_near = sum(row != entry_id for row in _near(fingerprint, queries))
+            num_near = sum(row != query_id for row in _near(fingerprint, queries))
             if known is not None:
                 return Seen(entry_id, True, num_near)
-            return Seen(await self._still_caught(_near(fingerprint, caught)), False, num_near)
+            return Seen(await self._still_caught(_near(fingerprint, caught), checkpoint), False, num_near)
         except StoreUnavailable:
             return Seen()
 
@@ -161,6 +164,7 @@ class Quarantine:
         fingerprint: bytes,
         *,
         model: str,
+        checkpoint: str,
         score: float,
         reasons: Sequence[str],
         num_tokens: int,
@@ -169,9 +173,10 @@ class Quarantine:
         """Quarantine a picture that was confirmed, anew if it was there. Returns whether it was kept."""
         now_s = self._clock()
         entry = Entry(
-            id=self._id(digest),
+            id=self._id(digest, checkpoint),
             tenant=tenant,
             model=model,
+            checkpoint=checkpoint,
             at_s=now_s,
             until_s=now_s + self._ttl_s,
             score=score,
@@ -186,10 +191,12 @@ class Quarantine:
             return False
         return True
 
-    async def _found(self, tenant: str, entry_id: str, fingerprint: bytes) -> tuple[bytes | None, Rows, Rows]:
+    async def _found(
+        self, tenant: str, entry_id: str, query_id: str, fingerprint: bytes
+    ) -> tuple[bytes | None, Rows, Rows]:
         """The entry of this id, and the rows of what the tenant was caught with and of what it sent last."""
         caught, queries = keys.guard_caught(tenant), keys.guard_queries(tenant)
-        row = self._row(queries, entry_id, fingerprint)
+        row = self._row(queries, query_id, fingerprint)
 
         async def send(client: aioredis.Redis) -> list[Any]:
             async with client.pipeline(transaction=False) as line:
@@ -205,12 +212,9 @@ class Quarantine:
         found, its_caught, its_queries, *_ = await self._connection.call("guard.look", send, tenant)
         return found, self._opened_rows(caught, its_caught or ()), self._opened_rows(queries, its_queries or ())
 
-    async def _still_caught(self, entry_ids: Sequence[str]) -> str | None:
-        """The first that has neither expired nor been released."""
-        if not entry_ids:
-            return None
-        entries = await self._read(entry_ids)
-        return entries[0].id if entries else None
+    async def _still_caught(self, entry_ids: Sequence[str], checkpoint: str) -> str | None:
+        """The first of these weights that has neither expired nor been released."""
+        return next((entry.id for entry in await self._read(entry_ids) if entry.checkpoint == checkpoint), None)
 
     async def _write(self, entry: Entry) -> None:
         caught = keys.guard_caught(entry.tenant)
@@ -315,8 +319,8 @@ class Quarantine:
 
     # -- sealing -----------------------------------------------------------------------------------------------------
 
-    def _id(self, digest: bytes) -> str:
-        return hmac.digest(self._id_key, digest, "sha256").hex()[: 2 * _ID_BYTES]
+    def _id(self, digest: bytes, checkpoint: str = "") -> str:
+        return hmac.digest(self._id_key, checkpoint.encode() + b"\0" + digest, "sha256").hex()[: 2 * _ID_BYTES]
 
     def _sealed(self, entry: Entry) -> bytes:
         return self._entries.seal(keys.guard_entry(self._owner, entry.id), msgspec.msgpack.encode(entry))

@@ -45,7 +45,13 @@ async def quarantine(admin: aioredis.Redis, url: str) -> AsyncIterator[Quarantin
     quarantine = Quarantine(RedisConfig(url=url, timeout_s=5.0), SECRET.encode())
     for place, tenant in enumerate(("mallory", "mallory", "eve")):
         fingerprint = bytes([place]) * FINGERPRINT_BYTES
-        caught: dict[str, Any] = {"model": "nano", "score": 0.99, "reasons": ("eos", "confirmed"), "num_tokens": 40}
+        caught: dict[str, Any] = {
+            "model": "nano",
+            "checkpoint": "a" * 64,
+            "score": 0.99,
+            "reasons": ("eos", "confirmed"),
+            "num_tokens": 40,
+        }
         assert await quarantine.put(tenant, b"%d" % place, fingerprint, request_id=f"r{place}", **caught)
     yield quarantine
     await quarantine.stop()
@@ -60,6 +66,7 @@ async def test_what_was_caught_is_listed_and_shown(run: Run, quarantine: Quarant
     rows = await listed(run)
     assert sorted(row["tenant"] for row in rows) == ["eve", "mallory", "mallory"]
     assert {row["num_tokens"] for row in rows} == {40}
+    assert {(row["model"], row["checkpoint"]) for row in rows} == {("nano", "a" * 64)}
     assert "fingerprint" not in rows[0]
     assert len(await listed(run, "--tenant", "eve")) == 1
     assert len(await listed(run, "--count", "2")) == 2
@@ -79,7 +86,7 @@ async def test_what_is_released_is_gone_and_logged(run: Run, quarantine: Quarant
     assert "@" in (await run("audit")).stdout
     latest, *_ = json.loads((await run("audit", "--json")).stdout)
     assert (latest["action"], latest["entry_id"], latest["tenant"]) == ("released", row["id"], "eve")
-    assert not (await quarantine.look("eve", b"2", bytes([2]) * FINGERPRINT_BYTES)).is_replay
+    assert not (await quarantine.look("eve", b"2", bytes([2]) * FINGERPRINT_BYTES, "a" * 64)).is_replay
 
 
 async def test_all_of_a_tenant_are_released_together(run: Run, quarantine: Quarantine) -> None:

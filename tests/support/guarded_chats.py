@@ -77,7 +77,7 @@ class ScriptedQuarantine:
         self.streams: set[bytes] = set()
         self.looks: list[tuple[str, bytes]] = []
 
-    async def look(self, tenant: str, digest: bytes, fingerprint: bytes) -> Seen:
+    async def look(self, tenant: str, digest: bytes, fingerprint: bytes, checkpoint: str) -> Seen:
         self.looks.append((tenant, digest))
         is_known = (None, digest) in self.known or (tenant, fingerprint) in self.known
         return Seen("entry" if is_known else None, is_known, 99 if digest in self.streams else 0)

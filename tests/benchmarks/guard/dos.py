@@ -30,6 +30,7 @@ from tests.support.redis_server import embedded_redis
 
 MODEL = "texthawk2-nano"
 _SECRET = hashlib.sha256(b"bench-guard").digest()
+_CHECKPOINT = "0" * 64
 _MOST, _OTHERS = 100, 300
 _OF_A_TASK = 32
 """Pictures of a prompt class among which an original is looked for."""
@@ -94,11 +95,17 @@ async def _looked(pairs: Sequence[_Pair], others: Sequence[Pictures]) -> dict[st
         try:
             for pair in pairs:
                 await quarantine.put(
-                    "attacker", *mark(pair.caught), model=MODEL, score=1.0, reasons=("eos",), num_tokens=100
+                    "attacker",
+                    *mark(pair.caught),
+                    model=MODEL,
+                    checkpoint=_CHECKPOINT,
+                    score=1.0,
+                    reasons=("eos",),
+                    num_tokens=100,
                 )
 
             async def hits(tenant: str, pictures: Sequence[Pictures]) -> list[bool]:
-                return [(await quarantine.look(tenant, *mark(one))).is_replay for one in pictures]
+                return [(await quarantine.look(tenant, *mark(one), _CHECKPOINT)).is_replay for one in pictures]
 
             rng = np.random.default_rng(0)
             changed = [
