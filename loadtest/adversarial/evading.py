@@ -11,6 +11,7 @@ added at a weight of its own beside the attack's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -22,12 +23,13 @@ from torch.nn import functional
 from loadtest.adversarial.objectives import DelayedEnd, Make, Objective, Weights, with_end
 from loadtest.adversarial.purifier import squeezed
 from loadtest.adversarial.victim import Answer, Trace, Victim
+from models.registry import find
+from schedulers.guard.calibration import FILE_NAME, GuardCalibration
+from schedulers.guard.stream import EOS_DRIFT, EOS_LIMIT
+from schedulers.guard.text import Asked
 
 PixelScore = Callable[[Victim, Tensor], Tensor]
 """Of pictures (B, H, W, 3), one each: higher is stranger. Differentiable."""
-DRIFT = 0.5
-LIMIT = 4.0
-"""Of the guard's CUSUM: what a token is allowed, and the most that it adds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class EndUnseen:
         logs = trace.logits(trace.predicting_places).log_softmax(-1)[:, self.end_id]
         places = range(len(logs))
         expected = torch.tensor([self.medians[min(place, len(self.medians) - 1)] for place in places])
-        return survival + self.weight * (expected - logs - DRIFT).clamp(0.0, LIMIT).sum(), weights
+        return survival + self.weight * (expected - logs - EOS_DRIFT).clamp(0.0, EOS_LIMIT).sum(), weights
 
 
 def medians_of(ordinary: Sequence[Answer]) -> tuple[float, ...]:
@@ -104,3 +106,19 @@ def squeeze_score(victim: Victim, pixels: Tensor) -> Tensor:
     coarse = torch.stack([squeezed(picture) for picture in pixels])
     one, other = victim.embedded(pixels), victim.embedded(coarse)
     return 1.0 - functional.cosine_similarity(one, other, dim=-1).mean(-1)
+
+
+def bounds_of(model_id: str, questions: Sequence[str], cap: int) -> list[int]:
+    """How long an answer to each question about one picture may get before the guard's length bound says something;
+    tokens, ``cap`` at most.
+
+    Raises: ValueError: the model has no calibration, so there is no bound.
+    """
+    _, variant = find(model_id)
+    path = variant.weights / FILE_NAME if variant.weights is not None else None
+    if path is None or not path.is_file():
+        raise ValueError(
+            f"{model_id} has no {FILE_NAME}, so it has no bound to stay under; `vireo guard calibrate` makes one"
+        )
+    calibration = GuardCalibration.from_plain(json.loads(path.read_text(encoding="utf-8")))
+    return [min(cap, calibration.expected(Asked(text, num_images=1), cap).bound_tokens) for text in questions]

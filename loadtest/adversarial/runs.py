@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from loadtest.adversarial.attack import Attack
-from loadtest.adversarial.bounds import bounds_of
+from loadtest.adversarial.evading import bounds_of
 from loadtest.adversarial.perturbation import Patch, as_pixels, quantised
 from loadtest.adversarial.pictures import Case, stacked
 from loadtest.adversarial.purifier import Purification

@@ -33,7 +33,7 @@ def score_of(picture: Tensor, head: screen.HeadFile) -> Tensor:
     hard = torch.from_numpy(guard.features(quantised(picture))).to(soft)
     found = soft + (hard - soft).detach()
     mean, scale, weights = (torch.tensor(values) for values in (head.mean, head.scale, head.weights))
-    standard = ((found - mean) / scale).clamp(-screen._MOST, screen._MOST)
+    standard = ((found - mean) / scale).clamp(-screen.MOST, screen.MOST)
     one, other = torch.triu_indices(len(standard), len(standard))
     return torch.cat([standard, 0.5 * standard[one] * standard[other]]) @ weights + head.bias
 
@@ -54,26 +54,26 @@ def _medians(planes: Tensor) -> Tensor:
 
 
 def _spread(sizes: Tensor) -> list[Tensor]:
-    ends = torch.tensor(guard._BIN_ENDS) + 0.5
+    ends = torch.tensor(guard.BIN_ENDS) + 0.5
     below = torch.stack([((end - sizes) / _SOFTNESS).sigmoid().mean() for end in ends])
     shares = torch.cat([below[:1], below[1:] - below[:-1], 1.0 - below[-1:]]).clamp_min(1e-6).sqrt()
     mean, square = sizes.mean(), sizes.square().mean()
-    return [*shares, _log(mean), _log(mean.square() / square.clamp_min(guard._FLOOR))]
+    return [*shares, _log(mean), _log(mean.square() / square.clamp_min(guard.FLOOR))]
 
 
 def _shared(residual: Tensor) -> list[Tensor]:
     width = residual.shape[2]
-    flat = residual.clamp(-guard._CLIP, guard._CLIP).flatten(1)
-    powers = flat.square().sum(1) + guard._FLOOR
+    flat = residual.clamp(-guard.CLIP, guard.CLIP).flatten(1)
+    powers = flat.square().sum(1) + guard.FLOOR
     colours = [flat[a] @ flat[b] / (powers[a] * powers[b]).sqrt() for a, b in ((0, 1), (1, 2), (0, 2))]
-    steps, green = [rows * width + cols for rows, cols in guard._LAGS], flat[1]
+    steps, green = [rows * width + cols for rows, cols in guard.LAGS], flat[1]
     return [*colours, *(green[:-step] @ green[step:] / powers[1] for step in steps)]
 
 
 def _blocks(sizes: Tensor) -> list[Tensor]:
     total = sizes.clamp_max(40.0).sum(0)[None, None]
-    means = functional.avg_pool2d(total, guard._BLOCK).flatten().sort().values / 3.0
-    at = [means[int(quantile * (len(means) - 1))] for quantile in guard._QUANTILES]
+    means = functional.avg_pool2d(total, guard.BLOCK).flatten().sort().values / 3.0
+    at = [means[int(quantile * (len(means) - 1))] for quantile in guard.QUANTILES]
     return [_log(value, 0.02) for value in (*at, means[-1])]
 
 
@@ -83,8 +83,8 @@ def _grid(green: Tensor) -> list[Tensor]:
 
 
 def _at_borders(steps: Tensor) -> Tensor:
-    whole = steps[: len(steps) // guard._BLOCK * guard._BLOCK].reshape(-1, guard._BLOCK).mean(0).sort().values
-    middle = whole[guard._BLOCK // 2 - 1 : guard._BLOCK // 2 + 1].mean()
+    whole = steps[: len(steps) // guard.BLOCK * guard.BLOCK].reshape(-1, guard.BLOCK).mean(0).sort().values
+    middle = whole[guard.BLOCK // 2 - 1 : guard.BLOCK // 2 + 1].mean()
     return _log(whole[-1], 0.05) - _log(middle, 0.05)
 
 
@@ -97,12 +97,12 @@ def _scales(planes: Tensor) -> list[Tensor]:
 
 
 def _steps(plane: Tensor, along: int) -> Tensor:
-    return plane.diff(dim=along).abs().clamp_max(guard._CLIP)
+    return plane.diff(dim=along).abs().clamp_max(guard.CLIP)
 
 
 def _mean_step(plane: Tensor) -> Tensor:
     return _log(_steps(plane, 1).mean(), 0.05)
 
 
-def _log(value: Tensor, floor: float = guard._FLOOR) -> Tensor:
+def _log(value: Tensor, floor: float = guard.FLOOR) -> Tensor:
     return value.clamp_min(floor).log()

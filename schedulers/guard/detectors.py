@@ -22,5 +22,5 @@ class Layer(StrEnum):
 
 
 ALL = tuple(str(layer) for layer in Layer)
-STREAM = (str(Layer.LENGTH), str(Layer.REPEAT), str(Layer.SPECIAL), str(Layer.EOS))
+ON_TOKENS = (str(Layer.LENGTH), str(Layer.REPEAT), str(Layer.SPECIAL), str(Layer.EOS))
 """Those of ``StreamMonitor``."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from schedulers.guard.calibration import Group
 from schedulers.guard.conformal import LEVEL, p_value, p_value_of_low
-from schedulers.guard.detectors import STREAM, Layer
+from schedulers.guard.detectors import ON_TOKENS, Layer
 
 WINDOW = 256
 """4-grams of which the share of different ones is taken."""
@@ -51,7 +51,7 @@ class StreamStatistics:
         self,
         special_ids: Collection[int] = (),
         eos_median: Sequence[float] = (),
-        layers: Collection[str] = STREAM,
+        layers: Collection[str] = ON_TOKENS,
     ) -> None:
         self._special = frozenset(special_ids) if Layer.SPECIAL in layers else frozenset()
         self._median = tuple(eos_median) if Layer.EOS in layers else ()
@@ -141,7 +141,7 @@ class StreamMonitor:
         bound_tokens: int,
         special_ids: Collection[int] = (),
         is_structured: bool = False,
-        layers: Collection[str] = STREAM,
+        layers: Collection[str] = ON_TOKENS,
     ) -> None:
         self._group = group
         residual = group.residual_at(LEVEL)

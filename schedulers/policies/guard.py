@@ -5,8 +5,9 @@ at least as strange. They need no joint model: the smallest, times their number 
 request is taken for a suspect whatever the detectors have in common.
 
 A suspect is looked at twice. Before it is confirmed, it is watched, or goes after its tenant's other requests; neither
-changes an answer. Only one that is confirmed, or that repeats a picture that was, ends at the length that 95% of benign
-answers of its kind do not reach. Whatever was used is charged, as ever.
+changes an answer. Only one that is confirmed, or that repeats a picture that was, ends early: where 95% of benign
+answers of its kind have ended, or where it is clearly longer than the answer to the purified copy, whichever comes
+first. Whatever was used is charged, as ever.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import NamedTuple
 
 
 class Mode(StrEnum):
-    """What the guard may do to a tenant. ``observe``: say what it would do, and do nothing."""
+    """What the guard may do to a tenant. ``observe``: say what it would do before a second look, do nothing, and look
+    once."""
 
     OFF = "off"
     OBSERVE = "observe"
@@ -75,7 +77,7 @@ class Verdict(NamedTuple):
 
 
 REPLAY = "replay"
-STREAM = "stream"
+QUERY_STREAM = "stream"
 CONFIRMED = "confirmed"
 
 
@@ -91,7 +93,8 @@ def combined(p_values: Mapping[str, float]) -> float:
 
 
 def decide(evidence: Evidence, rules: Rules) -> Verdict:
-    """What is done about a request, or, in mode ``observe``, what would be."""
+    """What is done about a request. In mode ``observe``, what would be done before a second look: ``CAPPED`` only for a
+    replay."""
     if rules.mode is Mode.OFF:
         return Verdict()
     p = combined(evidence.p_values)
@@ -102,7 +105,7 @@ def decide(evidence: Evidence, rules: Rules) -> Verdict:
     if evidence.is_confirmed and p <= rules.suspect_at:
         return Verdict(Action.CAPPED, 1.0 - p, (*reasons, CONFIRMED))
     if evidence.is_stream:
-        return Verdict(Action.DEPRIORITISED, 1.0 - min(p, rules.suspect_at), (STREAM, *reasons))
+        return Verdict(Action.DEPRIORITISED, 1.0 - min(p, rules.suspect_at), (QUERY_STREAM, *reasons))
     if p > rules.watch_at:
         return Verdict(Action.NORMAL, 1.0 - p)
     if p > rules.suspect_at:

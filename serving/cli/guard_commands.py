@@ -53,7 +53,7 @@ def list_entries(
 ) -> None:
     """List the pictures in quarantine.
 
-    A request with one of them is ended at the length that 95% of benign answers do not reach, whoever sends it; one
+    A request with one of them is ended where 95% of benign answers have ended, whoever sends it; one
     that is nearly the same, if its tenant sends it that was caught.
     """
     found = [entry for entry in _entries(port, config) if tenant in (None, entry.tenant)][:count]

@@ -21,11 +21,11 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 MAX_PIXELS: Final = 224 * 224 * 5 // 4
-_BLOCK: Final = 8
-_BIN_ENDS: Final = (0, 1, 2, 4, 6, 7, 8, 10, 12, 16, 24, 40)
+BLOCK: Final = 8
+BIN_ENDS: Final = (0, 1, 2, 4, 6, 7, 8, 10, 12, 16, 24, 40)
 """Ends of the bins of a residual's size, grey levels; the last bin is open."""
-_QUANTILES: Final = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-_LAGS: Final = (
+QUANTILES: Final = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+LAGS: Final = (
     (0, 1),
     (1, 0),
     (1, 1),
@@ -41,20 +41,20 @@ _LAGS: Final = (
     (14, 0),
 )
 """Rows and columns between two pixels that are compared; 7 and 14 are sides of patches, 8 is that of JPEG's blocks."""
-_CLIP: Final = 24
+CLIP: Final = 24
 """Grey levels above which a step is an edge, and all edges are alike."""
-_FLOOR: Final = 1e-3
+FLOOR: Final = 1e-3
 
 NAMES: Final = (
-    *(f"share_to_{end}" for end in _BIN_ENDS),
+    *(f"share_to_{end}" for end in BIN_ENDS),
     "share_above",
     "size",
     "peakedness",
     "red_green",
     "green_blue",
     "red_blue",
-    *(f"lag_{rows}_{cols}" for rows, cols in _LAGS),
-    *(f"block_{quantile:g}" for quantile in _QUANTILES),
+    *(f"lag_{rows}_{cols}" for rows, cols in LAGS),
+    *(f"block_{quantile:g}" for quantile in QUANTILES),
     "block_max",
     "grid_across",
     "grid_down",
@@ -87,7 +87,7 @@ def features(tiles: Pixels, secret: bytes = b"") -> Floats:
 def _planes(tiles: Pixels, secret: bytes) -> Pixels:
     """(3, T, H, S): all rows, or as many of each tile as ``MAX_PIXELS`` allows, where the secret says."""
     num, height, width, _ = tiles.shape
-    rows = max(2 * _BLOCK, MAX_PIXELS // (num * width) // _BLOCK * _BLOCK)
+    rows = max(2 * BLOCK, MAX_PIXELS // (num * width) // BLOCK * BLOCK)
     if rows < height:
         starts = [_start(tile, height - rows, secret) for tile in range(num)]
         tiles = np.stack([tiles[tile, start : start + rows] for tile, start in enumerate(starts)])
@@ -122,23 +122,23 @@ def _spread(sizes: Pixels) -> list[float]:
     """Shares of the residual's sizes (roots, since many are small), their mean, and how few pixels have most of it."""
     counts = np.bincount(sizes.ravel(), minlength=256).astype(np.float64)
     values = np.arange(256.0)
-    before = np.concatenate(([0.0], np.cumsum(counts)[list(_BIN_ENDS)], [counts.sum()]))
+    before = np.concatenate(([0.0], np.cumsum(counts)[list(BIN_ENDS)], [counts.sum()]))
     shares = np.sqrt(np.diff(before) / counts.sum())
     mean, square = counts @ values / counts.sum(), counts @ values**2 / counts.sum()
-    return [*shares, _log(mean), _log(mean**2 / max(square, _FLOOR))]
+    return [*shares, _log(mean), _log(mean**2 / max(square, FLOOR))]
 
 
 def _shared(inner: Pixels, medians: Pixels) -> list[float]:
     """Correlations of the residual between colours, and between neighbours."""
     residual = inner.astype(np.float32) - medians
-    np.clip(residual, -_CLIP, _CLIP, out=residual)  # edges must not drown what is everywhere
+    np.clip(residual, -CLIP, CLIP, out=residual)  # edges must not drown what is everywhere
     red, green, blue = residual.reshape(3, -1)
-    powers = [float(plane @ plane) + _FLOOR for plane in (red, green, blue)]
+    powers = [float(plane @ plane) + FLOOR for plane in (red, green, blue)]
     colours = [
         float(one @ other) / (powers[a] * powers[b]) ** 0.5
         for one, other, a, b in ((red, green, 0, 1), (green, blue, 1, 2), (red, blue, 0, 2))
     ]
-    steps = [rows * inner.shape[-1] + cols for rows, cols in _LAGS]
+    steps = [rows * inner.shape[-1] + cols for rows, cols in LAGS]
     return [*colours, *(float(green[:-step] @ green[step:]) / powers[1] for step in steps)]
 
 
@@ -146,18 +146,18 @@ def _blocks(sizes: Pixels) -> list[float]:
     """Quantiles of a block's mean size (logs): the least that is anywhere, and what sticks out."""
     small = np.minimum(sizes, 40)
     total = small[0].astype(np.float32) + small[1] + small[2]
-    means = np.sort(_block_sums(total).ravel()) / (3 * _BLOCK * _BLOCK)
-    at = [means[int(quantile * (len(means) - 1))] for quantile in _QUANTILES]
+    means = np.sort(_block_sums(total).ravel()) / (3 * BLOCK * BLOCK)
+    at = [means[int(quantile * (len(means) - 1))] for quantile in QUANTILES]
     return [_log(value, 0.02) for value in (*at, means[-1])]
 
 
 def _block_sums(values: Floats) -> Floats:
     """(T, H, W) to (T, H / 8, W / 8); what fills no block is left out."""
     num, height, width = values.shape
-    rows, cols = height // _BLOCK, width // _BLOCK
-    columns = np.kron(np.eye(cols, dtype=np.float32), np.ones((_BLOCK, 1), np.float32))
-    across = values[:, : rows * _BLOCK, : cols * _BLOCK] @ columns
-    sums: Floats = across.reshape(num, rows, _BLOCK, cols).sum(2)
+    rows, cols = height // BLOCK, width // BLOCK
+    columns = np.kron(np.eye(cols, dtype=np.float32), np.ones((BLOCK, 1), np.float32))
+    across = values[:, : rows * BLOCK, : cols * BLOCK] @ columns
+    sums: Floats = across.reshape(num, rows, BLOCK, cols).sum(2)
     return sums
 
 
@@ -170,14 +170,14 @@ def _grid(green: Pixels) -> list[float]:
 
 def _at_borders(steps: npt.NDArray[np.float64]) -> float:
     """Of the phase that stands out most: a picture may have been cut."""
-    whole = steps[: len(steps) // _BLOCK * _BLOCK].reshape(-1, _BLOCK).mean(0)
+    whole = steps[: len(steps) // BLOCK * BLOCK].reshape(-1, BLOCK).mean(0)
     return _log(whole.max(), 0.05) - _log(float(np.median(whole)), 0.05)
 
 
 def _steps(x: Pixels, by: int) -> Pixels:
-    """Sizes of the steps to the right (``by`` 1), or down, of at most ``_CLIP`` levels."""
+    """Sizes of the steps to the right (``by`` 1), or down, of at most ``CLIP`` levels."""
     one, other = (x[..., :-1], x[..., 1:]) if by == 1 else (x[..., :-1, :], x[..., 1:, :])
-    steps: Pixels = np.minimum(np.maximum(one, other) - np.minimum(one, other), _CLIP)
+    steps: Pixels = np.minimum(np.maximum(one, other) - np.minimum(one, other), CLIP)
     return steps
 
 
@@ -205,5 +205,5 @@ def _mean_step(x: Pixels) -> float:
     return _log(float(_steps(x, 1).mean(dtype=np.float32)), 0.05)
 
 
-def _log(value: float, floor: float = _FLOOR) -> float:
+def _log(value: float, floor: float = FLOOR) -> float:
     return float(np.log(max(float(value), floor)))

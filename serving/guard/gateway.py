@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from schedulers.guard.calibration import GuardCalibration
 from schedulers.guard.conformal import LEVEL, AdaptiveLevel
-from schedulers.guard.detectors import ALL, STREAM, Layer
+from schedulers.guard.detectors import ALL, ON_TOKENS, Layer
 from schedulers.guard.text import Asked
 from schedulers.policies.guard import Action, Evidence, Mode, Rules, Verdict, decide, goes_last, graver
 from serving.config import GuardSettings
@@ -122,7 +122,7 @@ class ChatGuard:
         cap = model.calibration.expected(asking.asked, asking.max_tokens).cap_tokens
         return 0 if asking.ignores_eos or asking.min_tokens or cap >= asking.max_tokens else cap
 
-    async def examine(self, asking: Asking, images: Sequence[PreparedImage]) -> Watch:
+    async def examine(self, asking: Asking, images: Sequence[PreparedImage]) -> MaybeWatched:
         """Look at it before it is generated."""
         model, mode = self._models.get(asking.model), self.mode(asking.tenant)
         if model is None or mode is Mode.OFF or not images or not self._layers:
@@ -203,7 +203,7 @@ _AT_THE_GATEWAY = (str(Layer.SCREEN), str(Layer.REPLAY))
 def _evidence(order: GuardOrder, looked: Looked) -> Evidence:
     """Those of the answer count from the start, as saying nothing: who is no suspect when all have spoken should be
     none when only the first has."""
-    silent = {layer: 1.0 for layer in order.layers if layer in (*STREAM, str(Layer.SQUEEZE))}
+    silent = {layer: 1.0 for layer in order.layers if layer in (*ON_TOKENS, str(Layer.SQUEEZE))}
     p_values = silent | dict(order.p_values) if order.p_values else {}
     return Evidence(p_values=p_values, is_replay=order.is_capped, is_stream=looked.is_stream)
 
@@ -270,4 +270,4 @@ class Unwatched:
 
 
 UNWATCHED: Final = Unwatched()
-Watch: TypeAlias = Watched | Unwatched
+MaybeWatched: TypeAlias = Watched | Unwatched

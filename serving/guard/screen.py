@@ -84,12 +84,12 @@ def num_terms(num_features: int) -> int:
 def expanded(found: npt.ArrayLike, mean: npt.ArrayLike, scale: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Standardised features (..., F), clipped, and after them their products: (..., ``num_terms(F)``)."""
     values = np.asarray(found, np.float64)
-    standard = np.clip((values - np.asarray(mean)) / np.asarray(scale), -_MOST, _MOST)
+    standard = np.clip((values - np.asarray(mean)) / np.asarray(scale), -MOST, MOST)
     one, other = np.triu_indices(standard.shape[-1])
     return np.concatenate([standard, 0.5 * standard[..., one] * standard[..., other]], axis=-1)
 
 
-_MOST: Final = 4.0
+MOST: Final = 4.0
 """Standard deviations beyond which a feature says no more: none decides alone."""
 
 

@@ -28,7 +28,7 @@ from serving.delivery.stream.links import ChatLinks
 from serving.delivery.stream.wire import ChatDelta, EngineImage, EngineRequest
 from serving.domain import RANKS, GuardBlock, ImagePart, Report
 from serving.energy.spent import Spent
-from serving.guard.gateway import ChatGuard, Watch
+from serving.guard.gateway import ChatGuard, MaybeWatched
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
 from serving.media.request_images import FetchedImage
@@ -114,7 +114,7 @@ class _Generated(NamedTuple):
     """A generation, and whoever watches it."""
 
     generation: Generation
-    watch: Watch
+    watch: MaybeWatched
 
 
 class _Whole(NamedTuple):
@@ -362,7 +362,7 @@ class ChatService:
             generation.close(settle)
             watch.leave(generation.ended)
 
-    def _generation(self, ready: _Ready, watch: Watch) -> Generation:
+    def _generation(self, ready: _Ready, watch: MaybeWatched) -> Generation:
         model, request = ready.model, ready.request
         return Generation(
             model.links,
@@ -394,7 +394,7 @@ class ChatService:
         guard = self._guard.told(ready.request.tenant, found.guard)
         yield self._answered(ready, usage, _report(ready, 0.0, Spent(), "hit", (), guard))
 
-    def _ended(self, ready: _Ready, generation: Generation, watch: Watch) -> tuple[ChatEnd, StoredChat | None]:
+    def _ended(self, ready: _Ready, generation: Generation, watch: MaybeWatched) -> tuple[ChatEnd, StoredChat | None]:
         """What is said last, and what others may be given: nothing that a budget or the guard has cut."""
         verdict = watch.end(generation.ended)
         is_whole = not generation.is_capped and not watch.has_cut(generation.ended)

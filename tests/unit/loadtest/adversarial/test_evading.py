@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from loadtest.adversarial.attack import Attack
-from loadtest.adversarial.bounds import bounds_of
-from loadtest.adversarial.evading import EndUnseen, JustUnder, medians_of, squeeze_score
+from loadtest.adversarial.evading import EndUnseen, JustUnder, bounds_of, medians_of, squeeze_score
 from loadtest.adversarial.objectives import DelayedEnd
 from loadtest.adversarial.perturbation import as_pixels, quantised
 from loadtest.adversarial.purifier import Purification, copies, squeezed
@@ -168,7 +167,7 @@ def test_lengths_of_an_attack_on_the_purifier_are_means_over_copies(victim: Vict
 def test_a_bound_needs_a_calibration(victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     family, variant = find("texthawk2-nano")
-    monkeypatch.setattr("loadtest.adversarial.bounds.find", lambda _: (family, replace(variant, weights=tmp_path)))
+    monkeypatch.setattr("loadtest.adversarial.evading.find", lambda _: (family, replace(variant, weights=tmp_path)))
     with pytest.raises(ValueError, match="vireo guard calibrate"):
         bounds_of("texthawk2-nano", ["Read it."], 512)
     residuals = tuple(sorted(0.01 * number for number in range(200)))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from schedulers.guard.calibration import Group
 from schedulers.guard.conformal import LEVEL, bound_tokens
-from schedulers.guard.detectors import STREAM
+from schedulers.guard.detectors import ON_TOKENS
 from schedulers.guard.stream import (
     EOS_DRIFT,
     EOS_LIMIT,
@@ -122,8 +122,8 @@ def test_p_values_of_benign_answers_are_super_uniform() -> None:
     """Each is taken out of 150 and compared with the rest: exact for exchangeable answers, whatever they are."""
     answers = [Benign(seed) for seed in range(150)]
     found = [monitored(group_of(answers[:i] + answers[i + 1 :]), answer) for i, answer in enumerate(answers)]
-    assert {name for one in found for name in one} == set(STREAM)
-    for name in STREAM:
+    assert {name for one in found for name in one} == set(ON_TOKENS)
+    for name in ON_TOKENS:
         for level in (0.01, 0.02, 0.05, 0.1, 0.3, 0.7):
             assert sum(one[name] <= level for one in found) <= level * len(answers) + 1e-9, (name, level)
 
@@ -132,11 +132,11 @@ def test_p_values_only_fall_while_an_answer_grows() -> None:
     group = group_of([Benign(seed) for seed in range(150)])
     answer = Benign(1000)
     monitor = StreamMonitor(group, 400, SPECIAL)
-    last = dict.fromkeys(STREAM, 1.0)
+    last = dict.fromkeys(ON_TOKENS, 1.0)
     for token, end in zip(answer.tokens, answer.ends, strict=True):
         monitor.push((token,), (end,))
         now = monitor.p_values()
-        assert all(now[name] <= last[name] for name in STREAM)
+        assert all(now[name] <= last[name] for name in ON_TOKENS)
         last = now
 
 
@@ -158,17 +158,17 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("name", STREAM)
+@pytest.mark.parametrize("name", ON_TOKENS)
 def test_each_detector_sees_its_attack_and_is_silent_when_it_is_switched_off(name: str) -> None:
     group = group_of([Benign(seed) for seed in range(150)])
     bound = bound_tokens(4.0, group.residual_at(LEVEL))
     tokens, ends = ATTACKS[name]
-    for layers in (STREAM, (name,)):
+    for layers in (ON_TOKENS, (name,)):
         monitor = StreamMonitor(group, bound, SPECIAL, layers=layers)
         monitor.push(tokens, ends)
         assert monitor.p_values()[name] == pytest.approx(1 / 151), layers
         assert set(monitor.p_values()) == set(layers)
-    off = StreamMonitor(group, bound, SPECIAL, layers=[other for other in STREAM if other != name])
+    off = StreamMonitor(group, bound, SPECIAL, layers=[other for other in ON_TOKENS if other != name])
     off.push(tokens, ends)
     assert name not in off.p_values()
     assert min(off.p_values().values()) > 1 / 151, "no other detector sees it"
