@@ -11,5 +11,5 @@ on this machine, so these modules, unlike the rest of ``loadtest``, import ``mod
     experts         requests that pile up on few experts
     requests        parameters that a server must refuse or bound
 
-What each is and what it showed: docs/guard.md.
+What each is and what it showed: docs/attacks.md.
 """

@@ -1,7 +1,7 @@
 """A picture that keeps a model from ending, over HTTP and gRPC: capped, with the reason; an ordinary one is left alone.
 
-The picture was crafted with the weights of the model that is served (attack special-tail of docs/guard.md; no pixel is
-changed by more than 8 grey levels). None of 24 changed copies of it kept the model from ending. Of a delayed-eos
+The picture was crafted with the weights of the model that is served (special-tail of docs/attacks.md; no pixel
+is changed by more than 8 grey levels). None of 24 changed copies of it kept the model from ending. Of a delayed-eos
 picture, 16 of 24 did: the guard would often miss that one. What benign answers are like is made up here, as short as
 this model's are: how often the guard is right is measured elsewhere (``make bench-guard``).
 """

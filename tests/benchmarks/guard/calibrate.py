@@ -3,7 +3,7 @@
 python -m tests.benchmarks.guard.calibrate --model texthawk2-nano
 
 ``vireo guard calibrate`` does the same for any model from recorded requests, with an engine that answers one after
-another; a test holds the two ways to the same answers. Here hundreds share a batch.
+another. Here hundreds share a batch, in the way of ``loadtest.adversarial.victim``, whose test holds it to the served one.
 """
 
 from __future__ import annotations
