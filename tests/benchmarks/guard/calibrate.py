@@ -3,7 +3,8 @@
 python -m tests.benchmarks.guard.calibrate --model texthawk2-nano
 
 ``vireo guard calibrate`` does the same for any model from recorded requests, with an engine that answers one after
-another. Here hundreds share a batch, in the way of ``loadtest.adversarial.victim``, whose test holds it to the served one.
+another. Here hundreds share a batch, in the way of ``loadtest.adversarial.victim``, whose tests hold it to the served
+one.
 """
 
 from __future__ import annotations
