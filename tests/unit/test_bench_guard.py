@@ -28,6 +28,7 @@ from tests.benchmarks.guard.figures import measured
 from tests.benchmarks.guard.judged import UNBOUNDED, Judged, limit_at
 from tests.benchmarks.guard.rates import bucket
 from tests.benchmarks.guard.replay import Answered, Outcome, replayed
+from tests.support.synth_fonts import DEJAVU
 
 CAP = 20
 CALIBRATION = GuardCalibration(
@@ -101,6 +102,13 @@ def test_buckets_have_their_lower_edge(times: float, name: str) -> None:
     assert bucket(times) == name
 
 
+@pytest.fixture
+def matplotlibs_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the corpus are fetched by ``scripts/fonts.sh`` alone."""
+    monkeypatch.setattr(corpus, "default_fonts", lambda: DEJAVU)
+
+
+@pytest.mark.usefixtures("matplotlibs_fonts")
 @pytest.mark.parametrize("model", MODELS)
 def test_an_item_is_the_same_whenever_it_is_drawn(model: str) -> None:
     (alone,) = items(model, "evaluation", [3])
@@ -110,6 +118,7 @@ def test_an_item_is_the_same_whenever_it_is_drawn(model: str) -> None:
     assert other.files != alone.files
 
 
+@pytest.mark.usefixtures("matplotlibs_fonts")
 def test_hard_places_have_hard_items_and_leave_none_out() -> None:
     places = hard_places(MODELS[0], "evaluation", 2)
     assert HARD_FROM <= places[0] < places[1]

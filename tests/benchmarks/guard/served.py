@@ -50,7 +50,7 @@ Row = dict[str, Any]
 def neighbours(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
     """A benign tenant's first tokens and goodput: alone, and beside one request in ten that is crafted."""
     crafted = _crafted(args.attacks)
-    rounds, seconds = (1, 5.0) if args.quick else (3, 24.0)
+    rounds, seconds = (1, 5.0) if args.quick else (2, 24.0)
     records: list[Row] = []
     with _system() as system, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -87,7 +87,7 @@ def neighbours(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]
 
 def overhead(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
     """Answers a second with the guard and without, in turns; and what its parts take, each alone."""
-    rounds, seconds = (1, 4.0) if args.quick else (4, 15.0)
+    rounds, seconds = (1, 4.0) if args.quick else (4, 12.0)
     rates: dict[str, list[float]] = {"open": [], "guarded": []}
     with _system() as system, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
