@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -45,11 +45,11 @@ BENIGN_TOKENS = 10
 CAP_TOKENS = 20
 
 
-def calibration(num: int = 999, p95_tokens: int = CAP_TOKENS) -> GuardCalibration:
+def calibration(num: int = 999, p95_tokens: int = CAP_TOKENS, squeeze: tuple[float, ...] = ()) -> GuardCalibration:
     """Of a model whose answers have about ten tokens, whatever it is asked."""
     residuals = tuple(math.log(2.0) * (2 * place / (num - 1) - 1) for place in range(num))
     text = TextModel(weights=(0.0,) * 8, intercept=math.log1p(BENIGN_TOKENS))
-    group = Group(num=num, p95_tokens=p95_tokens, residuals=residuals, repeat=(0.5,) * num)
+    group = Group(num=num, p95_tokens=p95_tokens, residuals=residuals, repeat=(0.5,) * num, squeeze=squeeze)
     return GuardCalibration(model=MODEL, checkpoint_sha256="0" * 64, num_benign=num, text=text, groups={"all": group})
 
 
@@ -171,7 +171,8 @@ def _work(tokens: ChatTokens) -> Units:
 
 
 class GuardedWorld:
-    """One gateway's chats and what is behind them. ``settings``: of the guard."""
+    """One gateway's chats and what is behind them. ``settings``: of the guard. ``replica``: one whose guard is real, in
+    place of one whose guard says what it is told to; with ``cost`` and ``work``, what its answers should take."""
 
     def __init__(
         self,
@@ -184,6 +185,9 @@ class GuardedWorld:
         has_screen: bool = True,
         has_quarantine: bool = True,
         settings: Mapping[str, Any] | None = None,
+        replica: Replica | None = None,
+        cost: AnswerCost | None = None,
+        work: Callable[[ChatTokens], Units] = _work,
     ) -> None:
         self.engine_requests: list[EngineRequest] = []
 
@@ -191,8 +195,10 @@ class GuardedWorld:
             self.engine_requests.append(request)
             return answer
 
-        self.replica = Replica("r", FakeChatEngine(answer=tell, step_s=1e-4, prefill_s=1e-4))
+        scripted = Replica("r", FakeChatEngine(answer=tell, step_s=1e-4, prefill_s=1e-4))
+        self.replica = replica or scripted
         self.calls = SayingCalls(self.replica)
+        calls = self.calls if replica is None else LocalCalls(replica)
         self.screen, self.quarantine = screen or ScriptedScreen(), ScriptedQuarantine()
         self.store, self.events, self.images = MemoryResults(), list[Event](), Images()
         self.pictures = Pictures(
@@ -215,10 +221,10 @@ class GuardedWorld:
         served = ServedChat(
             card=card,
             prompts=BytePrompts(tokens_per_tile=16),
-            links=ChatLinks(self.calls, "g"),
-            cost=AnswerCost({"prompt_tokens": 1e-6, "output_tokens": 1e-5}, watts=WATTS),
+            links=ChatLinks(calls, "g"),
+            cost=cost or AnswerCost({"prompt_tokens": 1e-6, "output_tokens": 1e-5}, watts=WATTS),
             retries=RetryBudget(1000),
-            work=_work,
+            work=work,
             watts=WATTS,
             slots=64,
         )

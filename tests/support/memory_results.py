@@ -24,6 +24,8 @@ class MemoryResults:
         self.open: dict[int, Cost] = {}
         self.reserved: list[tuple[str, Cost]] = []
         self.settled: list[Cost] = []
+        self.pairs: list[tuple[Cost, Cost]] = []
+        """What was reserved, and what came of it."""
         self.settled_jobs: list[tuple[str, str, Cost, Cost]] = []
         self.num_look_ups = 0
         self.is_empty = False
@@ -72,7 +74,7 @@ class MemoryResults:
         self.open[number] = cost
 
         def charge(actual: Cost) -> None:
-            del self.open[number]  # twice is an error
+            self.pairs.append((self.open.pop(number), actual))  # twice is an error
             self.settled.append(actual)
 
         return Reservation(charge, cost)

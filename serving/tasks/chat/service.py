@@ -99,9 +99,17 @@ class _Ready:
     @property
     def reserved(self) -> Cost:
         """Of the longest answer, looked at twice."""
-        look_s = self.model.cost.busy_s(self.plan.work(self.look_tokens - 1)) if self.look_tokens else 0.0
-        seconds = self.plan.reserved_s + self.plan.num_choices * look_s
+        seconds = self.plan.reserved_s + self.plan.num_choices * self._look_s
         return Cost(seconds * self.model.watts, seconds)
+
+    @property
+    def _look_s(self) -> float:
+        """Of a second look at an answer: a glance at the pictures, and the whole prompt again, up to its cap."""
+        if not self.look_tokens:
+            return 0.0
+        glance = self.model.work(ChatTokens(0, self.image_tokens, 0))
+        cost = self.model.cost
+        return cost.busy_s(glance) + cost.busy_s(self.plan.work(self.look_tokens - 1))
 
     @property
     def overrun(self) -> Factors:

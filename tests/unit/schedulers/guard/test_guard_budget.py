@@ -1,137 +1,244 @@
-"""The budget holds whatever detectors say: 100,000 sequences of requests, tokens, second looks, faults and aborts.
+"""The budget holds whatever detectors say: 100,000 answers, with second looks, faults and aborts, each beside what the
+chat service reserves for it.
 
-What is charged is what was done: prompts that were read and tokens that were written, of the answer and of its second
-look. What was reserved is the most that both may take: the prompt twice, a glance at the embedding, the answer's limit
-and its cap.
+The engine here keeps to the ``max_tokens`` of what it is asked and to nothing else: it never ends an answer by itself.
+What it does has prices, and they are added up here, step by step; the reservation is the service's own, by its own
+formula and the same prices. Real replicas are in ``tests/unit/serving/guard/test_guard_reservation.py``.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import math
 import random
-from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
-from schedulers.admission import BucketLimits, Cost, full, reserve, settle
-from schedulers.guard.calibration import Group
-from schedulers.guard.stream import StreamMonitor
-from schedulers.guard.watch import Next, Watch
-from schedulers.policies.guard import Mode, Rules
+import numpy as np
 
-NUM_SEQUENCES = 100_000
-GROUP = Group(
-    num=600,
-    p95_tokens=6,
-    residuals=tuple(i / 600 - 0.5 for i in range(600)),
-    special_run=(1.0,) * 600,
-    eos=(2.0,) * 600,
-    eos_median=(-4.0,),
+from models.io import ChatTokens
+from schedulers.answer_cost import AnswerCost
+from schedulers.cost import Units
+from schedulers.guard.calibration import Group, GuardCalibration
+from schedulers.guard.text import TextModel
+from schedulers.guard.watch import Next
+from schedulers.plan import Load
+from schedulers.retry_budget import RetryBudget
+from serving.config import GuardSettings
+from serving.delivery.stream.wire import EngineImage, EngineRequest, GuardOrder
+from serving.domain import Budget
+from serving.guard.gateway import ChatGuard
+from serving.guard.watching import limited, purified_request, said, watch_for
+from serving.tasks.chat.domain import ChatRequest, Sampling
+from serving.tasks.chat.points import make_plan
+from serving.tasks.chat.service import ServedChat, _Ready
+from serving.tasks.chat.turns import asking
+from tests.support.chat_replicas import engine_request
+from tests.support.fake_service import make_chat_card
+from tests.support.guarded_chats import MODEL, request
+
+NUM_ANSWERS = 100_000
+NUM_KINDS = 400
+CAP, MOST_AT_ONCE = 6, 5
+WATTS = 5.0
+READ_S, SEE_S, WRITE_S = 1e-4, 7e-4, 2e-3
+"""Of a token of the prompt, of one of a picture that is encoded, and of one of the answer after the first."""
+IMAGE_TOKENS = 16
+IMAGE = EngineImage("5a", np.zeros((1, 8, 8, 3), np.uint8), (1, 1))
+MODES = {"acme": "enforce", "watched": "observe", "free": "off"}
+CALIBRATION = GuardCalibration(
+    model=MODEL,
+    checkpoint_sha256="",
+    num_benign=600,
+    text=TextModel(weights=(0.0,) * 8, intercept=math.log1p(4)),
+    groups={
+        "all": Group(
+            num=600,
+            p95_tokens=CAP,
+            residuals=tuple(i / 600 - 0.5 for i in range(600)),
+            special_run=(1.0,) * 600,
+            eos=(2.0,) * 600,
+            eos_median=(-4.0,),
+            squeeze=tuple(i / 600 for i in range(600)),
+        )
+    },
+    special_ids=frozenset({0}),
 )
-READ_J, WRITE_J, SEE_J = 0.25, 2.0, 3.0
-"""Of a token that is read, of one that is written, and of a pass of the vision tower."""
-DISTANCES = tuple(i / 1000 for i in range(999))
 
 
-@dataclass(slots=True)
-class Sequence:
-    """One request, on an engine that keeps to ``max_tokens`` and to nothing else."""
+class Kind(NamedTuple):
+    """A request, as the gateway hands it on, and what it reserves."""
 
-    draw: random.Random
-    mode: Mode
+    request: EngineRequest
+    order: GuardOrder | None
+    num_choices: int
     num_prompt: int
-    max_tokens: int
-    cap: int
-    may_look: bool
-    is_replay: bool
-
-    @property
-    def limit(self) -> int:
-        """What the engine is told."""
-        return min(self.max_tokens, self.cap) if self.is_replay and self.mode is Mode.ENFORCE else self.max_tokens
-
-    @property
-    def most_j(self) -> float:
-        looks = self.may_look and self.mode is Mode.ENFORCE
-        return READ_J * self.num_prompt * (1 + looks) + WRITE_J * (self.limit + looks * self.cap) + looks * SEE_J
-
-    def run(self) -> tuple[int, int, bool, float]:
-        """Tokens of the answer and of the second look, whether it was ended, and joules."""
-        draw = self.draw
-        p_values = {"screen": draw.choice((1.0, 0.02, 0.009, 1e-4))}
-        monitor = StreamMonitor(GROUP, draw.choice((1, 8, 1 << 30)), {0}) if draw.random() < 0.8 else None
-        watch = Watch(
-            Rules(mode=self.mode),
-            self.cap,
-            p_values=p_values,
-            monitor=monitor,
-            can_confirm=self.may_look,
-            squeeze=DISTANCES if draw.random() < 0.5 else (),
-            is_replay=self.is_replay,
-        )
-        joules, said, looked, looking = READ_J * self.num_prompt, 0, 0, False
-        is_ended = False
-        while said < self.limit and draw.random() > 0.04:  # an abort, a fault, a deadline
-            num = min(draw.choice((1, 1, 1, 2, 5)), self.limit - said)
-            said += num
-            joules += WRITE_J * num
-            is_last = said == self.limit or draw.random() < 0.03
-            ends = [draw.choice((-1.0, -30.0)) for _ in range(num)] if draw.random() < 0.9 else None
-            step = watch.push([draw.randrange(3) for _ in range(num)], ends, is_last)
-            if is_last:
-                break
-            if step is Next.END:
-                is_ended = True
-                break
-            if step is Next.LOOK_TWICE and not looking and not looked and draw.random() < 0.7:  # else no room
-                if watch.wants_squeeze:
-                    joules += SEE_J
-                    watch.squeezed(draw.choice(([], [0.1], [5.0])))
-                if watch.is_suspect:
-                    looking = True
-                    joules += READ_J * self.num_prompt
-            if looking:
-                more = min(draw.randrange(4), self.cap - looked)
-                looked += more
-                joules += WRITE_J * more
-                event = draw.random()
-                if looked == self.cap or event < 0.2:
-                    watch.looked(event < 0.15, looked)
-                    looking = False
-                elif event < 0.3:
-                    watch.gave_up(looked)
-                    looking, looked = False, max(looked, 1)
-        watch.verdict()
-        return said, looked, is_ended, joules
+    num_seen: int
+    look_tokens: int
+    reserved_j: float
 
 
-def test_tokens_stay_within_their_limit_and_joules_within_their_reservation() -> None:
+class Done(NamedTuple):
+    """Of one answer. ``looked_at``: tokens that had been said when the copy's answer ended."""
+
+    num_tokens: int
+    num_probe: int
+    is_cut: bool
+    looked_at: int | None
+    joules: float
+
+
+def work(tokens: ChatTokens) -> Units:
+    """As families price it."""
+    prompt = tokens.text_tokens + tokens.image_tokens
+    return {"prompt_tokens": prompt, "image_tokens": tokens.image_tokens, "output_tokens": tokens.max_tokens}
+
+
+def served() -> ServedChat:
+    card = make_chat_card(MODEL)
+    return ServedChat(
+        card=dataclasses.replace(card, limits={"max_model_len": 1024, "max_output_tokens": 256}, knobs=()),
+        prompts=cast(Any, None),
+        links=cast(Any, None),
+        cost=AnswerCost({"prompt_tokens": READ_S, "image_tokens": SEE_S, "output_tokens": WRITE_S}, watts=WATTS),
+        work=work,
+        retries=RetryBudget(1),
+        watts=WATTS,
+        slots=8,
+    )
+
+
+def asked(draw: random.Random) -> ChatRequest:
+    """Mostly about pictures, and mostly of those who are guarded."""
+    sampling = {
+        "max_tokens": draw.randint(1, 40),
+        "min_tokens": draw.choice((0, 0, 0, 1, CAP)),
+        "ignore_eos": draw.random() < 0.1,
+        "n": draw.choice((1, 1, 1, 3)),
+    }
+    sampling["min_tokens"] = min(sampling["min_tokens"], sampling["max_tokens"])
+    pictures = range(draw.choice((0, 1, 1, 2)))
+    return request("w" * draw.randint(1, 30), *pictures, tenant=draw.choice(("acme", *MODES)), sampling=sampling)
+
+
+async def kind_of(guard: ChatGuard, model: ServedChat, chat: ChatRequest, draw: random.Random) -> Kind:
+    """By what the service does, in its order."""
+    sampling: Sampling = chat.sampling
+    num_images = len(chat.messages[0].parts) - 1
+    prompt = ChatTokens(len(chat.messages[0].parts) * 8, num_images * IMAGE_TOKENS, 0)
+    plan = make_plan(
+        model.card,
+        model.cost,
+        sampling,
+        Budget(),
+        {None: prompt},
+        model.work,
+        Load(),
+        measured=model.measured,
+        remaining_s=1e6,
+        now_s=0.0,
+    )
+    wanted = asking(chat, plan.max_tokens)
+    images: Any = (IMAGE,) * num_images
+    ready = _Ready(
+        model=model,
+        request=chat,
+        deadline_s=1e6,
+        images=images,
+        token_ids=(),
+        plan=plan,
+        image_tokens=prompt.image_tokens,
+        name=None,
+        look_tokens=guard.second_look_tokens(wanted),
+    )
+    order = (await guard.examine(wanted, images)).order
+    if order is not None:
+        order = order._replace(is_capped=draw.random() < 0.1 and not sampling.ignore_eos)
+    engine = engine_request(
+        max_tokens=plan.max_tokens, min_tokens=sampling.min_tokens, ignore_eos=sampling.ignore_eos, images=images
+    )
+    num_prompt = prompt.text_tokens + prompt.image_tokens
+    joules = ready.reserved.joules
+    return Kind(engine, order, sampling.n, num_prompt, prompt.image_tokens, ready.look_tokens, joules)
+
+
+def answer(kind: Kind, order: GuardOrder, draw: random.Random) -> Done:
+    """One choice: what a replica does, with an engine that fails, finds no room, and is left at any time."""
+    order = order._replace(p_values={"screen": draw.choice((1.0, 0.02, 0.009, 1e-4))})
+    first = limited(kind.request, order, CALIBRATION)
+    again = purified_request(first, order)
+    watch = watch_for(first, order, CALIBRATION, sees_apart=draw.random() < 0.7)
+    read_j = WATTS * (READ_S * kind.num_prompt + SEE_S * kind.num_seen)
+    joules, num, num_probe = read_j, 0, 0
+    is_looking = has_looked = is_cut = False
+    looked_at: int | None = None
+    while num < first.max_tokens and draw.random() > 0.03:  # a deadline, a fault, a client that leaves
+        some = min(draw.choice((1, 1, 1, 2, MOST_AT_ONCE)), first.max_tokens - num)
+        joules += WATTS * WRITE_S * (some if num else some - 1)
+        num += some
+        ends = [draw.choice((-1.0, -30.0)) for _ in range(some)] if draw.random() < 0.9 else None
+        now = watch.push([draw.randrange(3) for _ in range(some)], ends, num == first.max_tokens)
+        if now is Next.END:
+            is_cut = True
+            break
+        if now is Next.LOOK_TWICE and not is_looking and not has_looked and draw.random() < 0.8:
+            if watch.wants_squeeze:
+                joules += WATTS * SEE_S * kind.num_seen
+                watch.squeezed(draw.choice(([], [0.1], [5.0])))
+            if watch.is_suspect:
+                is_looking = has_looked = True
+                joules += read_j
+        if is_looking:
+            more = min(draw.randrange(1, 4), again.max_tokens - num_probe)
+            joules += WATTS * WRITE_S * (more if num_probe else more - 1)
+            num_probe += more
+            is_ended = draw.random() < 0.25
+            if is_ended or num_probe == again.max_tokens:
+                watch.looked(is_ended, num_probe)
+                is_looking, looked_at = False, num if is_ended else None
+            elif draw.random() < 0.1:
+                watch.gave_up(num_probe)
+                is_looking = False
+    if is_looking:
+        watch.gave_up(num_probe)
+    assert said(watch, 0.0).probe_tokens == num_probe, "what was asked again is told, so that it is charged"
+    return Done(num, num_probe, is_cut, looked_at, joules)
+
+
+def check(kind: Kind, order: GuardOrder, done: Done) -> None:
+    """What nobody may get more of."""
+    acts = order.mode == "enforce"
+    assert acts or not (done.is_cut or done.num_probe)
+    assert done.num_tokens <= kind.request.max_tokens
+    assert done.num_probe <= kind.look_tokens, "what is not reserved is not done"
+    if order.is_capped and acts:
+        assert done.num_tokens <= order.cap_tokens
+    if done.looked_at is not None:
+        assert done.num_tokens < max(order.cap_tokens, done.looked_at + 1) + MOST_AT_ONCE
+
+
+def test_no_answer_takes_more_tokens_than_its_cap_or_more_joules_than_are_reserved() -> None:
     draw = random.Random(16)
-    limits = BucketLimits(joules_per_s=50.0, joules_burst=400.0, seconds_per_s=1e6, seconds_burst=1e6)
-    bucket, now_s = full(limits, 0.0), 0.0
-    num_run = num_ended = num_looked = 0
-    for _ in range(NUM_SEQUENCES):
-        now_s += draw.expovariate(1.0)
-        max_tokens = draw.randint(1, 40)
-        one = Sequence(
-            draw,
-            mode=draw.choice((Mode.ENFORCE, Mode.ENFORCE, Mode.OBSERVE, Mode.OFF)),
-            num_prompt=draw.randint(1, 20),
-            max_tokens=max_tokens,
-            cap=draw.randint(1, max_tokens),
-            may_look=draw.random() < 0.8,
-            is_replay=draw.random() < 0.1,
-        )
-        cost = Cost(one.most_j, 0.0)
-        bucket, refused = reserve(bucket, limits, cost, now_s)
-        if refused is not None:
-            continue
-        said, looked, is_ended, joules = one.run()
-        assert said <= one.limit <= one.max_tokens
-        assert looked <= one.cap
-        assert joules <= one.most_j
-        assert one.mode is Mode.ENFORCE or (not is_ended and not looked)
-        now_s += draw.random()
-        bucket = settle(bucket, limits, cost, Cost(joules, 0.0), now_s)
-        assert 0.0 <= bucket.joules <= limits.joules_burst, "no debt, so nobody got more than was refilled"
-        num_run, num_ended, num_looked = num_run + 1, num_ended + is_ended, num_looked + (looked > 0)
-    assert num_run > 0.5 * NUM_SEQUENCES
-    assert num_ended > 1000, "detectors spoke"
-    assert num_looked > 5000
+    model, guard = served(), ChatGuard({MODEL: CALIBRATION}, GuardSettings(), modes=MODES)
+
+    async def kinds() -> list[Kind]:
+        return [await kind_of(guard, model, asked(draw), draw) for _ in range(NUM_KINDS)]
+
+    watched = [(kind, kind.order) for kind in asyncio.run(kinds()) if kind.order is not None]
+    num_answers = num_cut = num_probed = num_replays = num_confirmed = 0
+    most_of_reserved = 0.0
+    while num_answers < NUM_ANSWERS:
+        kind, order = draw.choice(watched)
+        answers = [answer(kind, order, draw) for _ in range(kind.num_choices)]
+        for one in answers:
+            check(kind, order, one)
+        joules = sum(one.joules for one in answers)
+        assert joules <= kind.reserved_j
+        most_of_reserved = max(most_of_reserved, joules / kind.reserved_j)
+        num_answers += len(answers)
+        num_cut += sum(one.is_cut for one in answers)
+        num_probed += sum(one.num_probe > 0 for one in answers)
+        num_confirmed += sum(one.looked_at is not None for one in answers)
+        num_replays += order.is_capped
+    assert min(num_cut, num_probed, num_confirmed, num_replays) > 2000, "detectors spoke, and copies were asked about"
+    assert most_of_reserved > 0.9, "it is not far more than can be used"

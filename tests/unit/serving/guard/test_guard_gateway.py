@@ -439,7 +439,7 @@ async def test_picture_is_looked_at_once_in_a_conversation(make: Make) -> None:
 async def test_second_look_is_reserved_for_where_one_may_be_taken_and_nowhere_else(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What may be charged is what was set aside: the prompt once more, and the cap."""
+    """What may be charged is what was set aside: a glance at the pictures, the prompt once more, and the cap."""
 
     async def reserved_s(*pictures: int, fields: dict[str, Any] | None = None, **options: Any) -> float:
         world = make(**options)
@@ -451,8 +451,8 @@ async def test_second_look_is_reserved_for_where_one_may_be_taken_and_nowhere_el
         return seconds
 
     alone = await reserved_s(1, is_calibrated=False)
-    prompt_s, cap_s = alone - 199e-5, CAP_TOKENS * 1e-5
-    assert await reserved_s(1) - alone == pytest.approx(prompt_s + cap_s, abs=2e-5)
+    prompt_s, glance_s, cap_s = alone - 200e-5, 16e-6, (CAP_TOKENS - 1) * 1e-5
+    assert await reserved_s(1) - alone == pytest.approx(glance_s + prompt_s + cap_s)
     assert await reserved_s(1, fields={"n": 2}) == pytest.approx(2 * await reserved_s(1))
     for options in ({"modes": {"acme": "observe"}}, {"modes": {"acme": "off"}}, {"settings": {"confirm": False}}):
         assert await reserved_s(1, **options) == alone
