@@ -12,11 +12,28 @@ from torch import Tensor
 from torch.nn import functional
 
 BLUR_RADIUS = 3
+WARP_KNOTS, WARP_PIXELS = 4, 0.8
+"""Of the grid of random shifts that bends a glyph: its side, and the standard deviation of a shift."""
 
 
 def clean(ink: Tensor) -> Tensor:
     """Light ink on a dark ground and nothing else: float (B, G, G) -> uint8 (B, G, G, 3)."""
     return _to_bytes(ink[:, None].expand(-1, 3, -1, -1))
+
+
+def warp(ink: Tensor, generator: torch.Generator) -> Tensor:
+    """Bend half of the glyphs, as if another hand had written them (Simard et al. 2003): float (B, G, G) -> same.
+
+    Only training does this: it stands in for writers that 1,078 digits do not show.
+    """
+    side = ink.shape[-1]
+    coarse = torch.randn(len(ink), 2, WARP_KNOTS, WARP_KNOTS, generator=generator)
+    bent = torch.rand(len(ink), generator=generator) < 0.5
+    shift = functional.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)
+    shift = shift * bent[:, None, None, None] * (2 * WARP_PIXELS / side)
+    identity = torch.eye(2, 3).expand(len(ink), 2, 3)
+    grid = functional.affine_grid(identity, [len(ink), 1, side, side], align_corners=False)
+    return functional.grid_sample(ink[:, None], grid + shift.permute(0, 2, 3, 1), align_corners=False)[:, 0]
 
 
 def render(ink: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:

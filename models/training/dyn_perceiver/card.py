@@ -134,7 +134,8 @@ scikit-learn's 1,797 handwritten digits (8x8, UCI optdigits), split once with se
 {config["font_share"]:.0%} of every training batch are digits drawn with {len(TRAIN_FONTS)} fonts that matplotlib ships,
 so that typeset digits work too; {len(HELD_OUT_FONTS)} other fonts are for testing only.
 Training pictures are disturbed at random: pose, stroke, colours (dark on light and light on dark),
-uneven background, occlusion, blur, noise (`models/training/dyn_perceiver/augment.py`).
+uneven background, occlusion, blur, noise (`models/training/dyn_perceiver/augment.py`); {config["hard_share"]:.0%} as
+strongly as the hard test set, {config["clean_share"]:.0%} not at all. Half of the glyphs are bent first.
 """
 
 

@@ -35,7 +35,7 @@ from models.training.classify.pictures import exit_outputs
 from models.training.dyn_perceiver import augment
 from models.training.dyn_perceiver.card import write_card
 from models.training.dyn_perceiver.digits import TRAIN_FONTS, Glyphs, drawn, handwritten
-from models.training.dyn_perceiver.evaluation import SPLIT_SEED, held_out_sets
+from models.training.dyn_perceiver.evaluation import HARD_STRENGTH, SPLIT_SEED, held_out_sets
 from models.training.stages import save_state, saved_state
 
 STATE_FILE = "training_state.pt"
@@ -44,19 +44,22 @@ EXIT_WEIGHTS = (0.5, 0.5, 1.0, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """``font_share`` of a batch is drawn digits; ``clean_share`` is undisturbed, the rest gets a random strength."""
+    """Of a batch, ``font_share`` is drawn digits; ``clean_share`` is undisturbed, ``hard_share`` disturbed as
+    strongly as the hard test pictures, and the rest at random.
+    """
 
     model: str = "dyn-perceiver-nano"
-    steps: int = 5000
+    steps: int = 8000
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 200
     label_smoothing: float = 0.05
     distillation: float = 0.5
-    ema_decay: float = 0.998
-    font_share: float = 0.25
-    clean_share: float = 0.15
+    ema_decay: float = 0.999
+    font_share: float = 0.2
+    clean_share: float = 0.1
+    hard_share: float = 0.5
     seed: int = 0
     num_threads: int = 1
     evaluate_every: int = 250
@@ -240,9 +243,18 @@ def _batch(written: Glyphs, drawn_: Glyphs, config: TrainConfig, generator: torc
     ink, labels = zip(
         _pick(written, config.batch_size - num_drawn, generator), _pick(drawn_, num_drawn, generator), strict=True
     )
+    return augment.render(augment.warp(torch.cat(ink), generator), strengths(config, generator), generator), torch.cat(
+        labels
+    )
+
+
+def strengths(config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """How much each picture of a batch is disturbed, float32 (B,)."""
+    kind = torch.rand(config.batch_size, generator=generator)
     strength = torch.rand(config.batch_size, generator=generator)
-    strength *= torch.rand(config.batch_size, generator=generator) >= config.clean_share
-    return augment.render(torch.cat(ink), strength, generator), torch.cat(labels)
+    low, high = HARD_STRENGTH
+    strength = torch.where(kind >= 1 - config.hard_share, low + (high - low) * strength, strength)
+    return strength * (kind >= config.clean_share)
 
 
 def _pick(glyphs: Glyphs, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

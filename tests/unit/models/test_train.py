@@ -12,7 +12,8 @@ import torch
 from models.checkpoint import read_weights
 from models.training.dyn_perceiver import augment
 from models.training.dyn_perceiver.digits import HELD_OUT_FONTS, TRAIN_FONTS, drawn, handwritten
-from models.training.dyn_perceiver.train import STATE_FILE, Progress, TrainConfig, exit_loss, train
+from models.training.dyn_perceiver.evaluation import HARD_STRENGTH
+from models.training.dyn_perceiver.train import STATE_FILE, Progress, TrainConfig, exit_loss, strengths, train
 
 TINY = TrainConfig(steps=3, batch_size=8, warmup_steps=2, evaluate_every=3, save_every=2)
 
@@ -88,6 +89,25 @@ def test_pictures_depend_on_the_generator_only() -> None:
     assert not torch.equal(first, other)
     assert first.shape == (6, 32, 32, 3)
     assert first.dtype == torch.uint8
+
+
+def test_half_of_the_glyphs_are_bent_a_little_and_keep_their_ink() -> None:
+    ink = handwritten(0).train.ink[:200]
+    bent = augment.warp(ink, torch.Generator().manual_seed(0))
+    change = (bent - ink).abs().mean((1, 2))
+    is_same = change < 1e-5
+    assert 70 < int(is_same.sum()) < 130
+    assert float(change[~is_same].max()) < 0.15
+    torch.testing.assert_close(bent.mean(), ink.mean(), rtol=0.05, atol=0)
+
+
+def test_training_shows_as_many_hard_and_plain_pictures_as_it_says() -> None:
+    config = dataclasses.replace(TINY, batch_size=4000, clean_share=0.1, hard_share=0.5)
+    strength = strengths(config, torch.Generator().manual_seed(0))
+    assert float((strength == 0).float().mean()) == pytest.approx(0.1, abs=0.02)
+    # The others are at random, and hard by chance three times in ten.
+    assert float((strength >= HARD_STRENGTH[0]).float().mean()) == pytest.approx(0.5 + 0.4 * 0.3, abs=0.03)
+    assert float(strength.max()) <= HARD_STRENGTH[1]
 
 
 def test_hard_pictures_come_in_both_polarities() -> None:

@@ -78,8 +78,14 @@ def test_a_row_alone_is_what_somebody_waits_for_and_its_share_of_a_batch_is_char
 def test_usual_request_takes_no_more_than_points_that_are_picked(model: str) -> None:
     family, variant = find(model)
     work, points = usual_work(family, variant), planned_points(load_table(variant))
-    deepest = [plan(points, work, Budget(quality_floor=point.quality), Load()) for point in points]
-    picked_s = max(one.busy_s for one in deepest if isinstance(one, Plan))
+    alone = [one for point in points if isinstance(one := plan([point], work, Budget(), Load()), Plan)]
+    budgets = [
+        Budget(quality_floor=one.point.quality, latency_s=latency_s)
+        for one in alone
+        for latency_s in (None, one.latency_s)
+    ]
+    picked = [plan(points, work, budget, Load()) for budget in budgets]
+    picked_s = max(one.busy_s for one in picked if isinstance(one, Plan))
     all_s = max(point.cost.busy(work(point.settings)) for point in points)
     assert dearest_seconds(points, work) == pytest.approx(picked_s)
     assert picked_s < all_s
