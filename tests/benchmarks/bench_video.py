@@ -1,4 +1,4 @@
-"""Clips: what fewer steps, sparse attention, caches, fewer tokens, packing and an extension buy, each by itself.
+"""Clips: what fewer steps, sparse attention, caches, fewer tokens, packing, an extension and faster decoding buy.
 
     make bench-video                                            # all parts but gpu
     python -m tests.benchmarks.bench_video --only packing       # one part anew, the others as they were
@@ -26,6 +26,7 @@ PARTS: Parts = {
     "cache": ("video_cache", "Step caches"),
     "packing": ("video_packing", "Clips of different lengths in one batch"),
     "exvideo": ("video_exvideo", "40 frames: extended, and by windows of 8"),
+    "decoder": ("video_decoder", "Decoding: faster routes on a CPU"),
     "memory": ("video_memory", "Memory of a frame"),
     "gpu": ("video_gpu", "Published sizes on a GPU"),
 }

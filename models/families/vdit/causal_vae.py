@@ -94,8 +94,7 @@ class Encoder(nn.Module):
         self.conv_in = maker(CONVOLUTIONS, config.encoder_conv_in)(3, width, 3, padding=1)
         self.down = nn.ModuleList()
         resolution = config.resolution
-        for level, multiple in enumerate(config.hidden_size_mult):
-            wide = config.hidden_size * multiple
+        for level, wide in enumerate(config.encoder_widths):
             resnet = maker(RESNETS, config.encoder_resnet_blocks[level])
             blocks = [resnet(width if k == 0 else wide, wide, groups) for k in range(config.num_res_blocks)]
             attends = resolution in config.attn_resolutions
@@ -128,8 +127,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: CausalVaeConfig) -> None:
         super().__init__()
-        groups, levels = config.norm_num_groups, len(config.hidden_size_mult)
-        width = config.hidden_size * config.hidden_size_mult[-1]
+        groups, widths = config.norm_num_groups, config.decoder_widths
+        width, levels = widths[-1], len(widths)
         self.conv_in = maker(CONVOLUTIONS, config.decoder_conv_in)(config.z_channels, width, 3, padding=1)
         self.mid = Middle(
             maker(RESNETS, config.decoder_mid_resnet), maker(ATTENTION, config.decoder_attention), width, groups
@@ -137,9 +136,9 @@ class Decoder(nn.Module):
         resolution = config.resolution // 2 ** (levels - 1)
         stages: list[nn.Module] = []
         for level in reversed(range(levels)):
-            wide = config.hidden_size * config.hidden_size_mult[level]
+            wide = widths[level]
             resnet = maker(RESNETS, config.decoder_resnet_blocks[level])
-            blocks = [resnet(width if k == 0 else wide, wide, groups) for k in range(config.num_res_blocks + 1)]
+            blocks = [resnet(width if k == 0 else wide, wide, groups) for k in range(config.decoder_blocks[level])]
             attends = resolution in config.attn_resolutions
             make = maker(ATTENTION, config.decoder_attention)
             stage = Level(blocks, [make(wide, groups) for _ in blocks] if attends else [])

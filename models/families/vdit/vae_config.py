@@ -15,7 +15,8 @@ class CausalVaeConfig:
     """Defaults are the published CausalVAEModel_4x8x8 of v1.1, which resamples space and time one after the other.
 
     ``published()`` is that of v1.2 (D4_4x8x8), which does both at once. ``norm_num_groups`` is ours (published: 32
-    everywhere); ``scale_factor`` multiplies latents before diffusion.
+    everywhere); ``scale_factor`` multiplies latents before diffusion. Ours, too, are ``decoder_hidden_size_mult`` and
+    ``decoder_res_blocks``, for a decoder smaller than its encoder; published: its widths, and one block more a level.
 
     Raises: ValueError: lists of different lengths, widths that the groups do not divide, or a decoder that does not
         undo the encoder's strides.
@@ -44,20 +45,26 @@ class CausalVaeConfig:
     decoder_spatial_upsample: tuple[str, ...] = ("", "SpatialUpsample2x", "SpatialUpsample2x", "SpatialUpsample2x")
     decoder_temporal_upsample: tuple[str, ...] = ("", "", "TimeUpsampleRes2x", "TimeUpsampleRes2x")
     decoder_mid_resnet: str = _R3
+    decoder_hidden_size_mult: tuple[int, ...] | None = None
+    decoder_res_blocks: tuple[int, ...] | None = None
     norm_num_groups: int = 32
     scale_factor: float = 0.18215
 
     def __post_init__(self) -> None:
         levels = len(self.hidden_size_mult)
         for name in ("encoder_resnet_blocks", "encoder_spatial_downsample", "encoder_temporal_downsample",
-                     "decoder_resnet_blocks", "decoder_spatial_upsample", "decoder_temporal_upsample"):  # fmt: skip
-            if len(getattr(self, name)) != levels:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries; hidden_size_mult has {levels}")
-        for multiple in self.hidden_size_mult:
-            if self.hidden_size * multiple % self.norm_num_groups:
-                raise ValueError(
-                    f"norm_num_groups {self.norm_num_groups} does not divide {self.hidden_size * multiple} channels"
-                )
+                     "decoder_resnet_blocks", "decoder_spatial_upsample", "decoder_temporal_upsample",
+                     "decoder_hidden_size_mult", "decoder_res_blocks"):  # fmt: skip
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != levels:
+                raise ValueError(f"{name} has {len(entries)} entries; hidden_size_mult has {levels}")
+        for width in (*self.encoder_widths, *self.decoder_widths):
+            if width % self.norm_num_groups:
+                raise ValueError(f"norm_num_groups {self.norm_num_groups} does not divide {width} channels")
+
+        for level, blocks in enumerate(self.decoder_blocks[:-1]):
+            if not blocks and self.decoder_widths[level] != self.decoder_widths[level + 1]:
+                raise ValueError(f"level {level} of the decoder has no block that changes the width; give it one")
 
         down = _halvings(self.encoder_spatial_downsample, self.encoder_temporal_downsample)
         up = _halvings(self.decoder_spatial_upsample, self.decoder_temporal_upsample)
@@ -66,6 +73,22 @@ class CausalVaeConfig:
                 f"the encoder halves space and time {down} times, the decoder doubles them {up} times; "
                 "they must be the same"
             )
+
+    @property
+    def encoder_widths(self) -> tuple[int, ...]:
+        """Channels of each level, full resolution first."""
+        return tuple(self.hidden_size * multiple for multiple in self.hidden_size_mult)
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Likewise."""
+        multiples = self.decoder_hidden_size_mult or self.hidden_size_mult
+        return tuple(self.hidden_size * multiple for multiple in multiples)
+
+    @property
+    def decoder_blocks(self) -> tuple[int, ...]:
+        """Residual blocks of each level."""
+        return self.decoder_res_blocks or (self.num_res_blocks + 1,) * len(self.hidden_size_mult)
 
     @property
     def time_stride(self) -> int:

@@ -40,12 +40,12 @@ def predicted_peak_bytes(
 def _decoder(config: CausalVaeConfig, grid: tuple[int, int, int]) -> int:
     """Most elements alive at once in the decoder."""
     frames, rows, columns = grid
-    width = config.hidden_size * config.hidden_size_mult[-1]
+    width = config.decoder_widths[-1]
     peak = _block(width, width, frames * rows * columns) + frames * (rows * columns) ** 2
-    for level in reversed(range(len(config.hidden_size_mult))):
-        wide = config.hidden_size * config.hidden_size_mult[level]
+    for level, wide in reversed(list(enumerate(config.decoder_widths))):
         before = frames * rows * columns
-        peak = max(peak, _block(width, wide, before), _block(wide, wide, before))
+        if config.decoder_blocks[level]:
+            peak = max(peak, _block(width, wide, before), _block(wide, wide, before))
         space, time = config.decoder_spatial_upsample[level], config.decoder_temporal_upsample[level]
         if space:
             rows, columns = 2 * rows, 2 * columns
@@ -54,7 +54,7 @@ def _decoder(config: CausalVaeConfig, grid: tuple[int, int, int]) -> int:
         if space or time:
             peak = max(peak, wide * (before + 5 * frames * rows * columns))
         width = wide
-    return peak
+    return max(peak, _conv(width, 3) * frames * rows * columns)
 
 
 def _block(wide_in: int, wide_out: int, positions: int) -> int:

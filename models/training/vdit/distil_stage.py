@@ -1,12 +1,13 @@
-"""Last stage: a student that takes few steps, by multi-step consistency distillation, then sparse by tile masks.
+"""Last stage: a student that takes few steps, by multi-step consistency distillation, then sparse.
 
     python -m models.training.vdit.distil_stage --out .cache/vdit-nano --minutes 12
 
 Source: Heek et al., arXiv 2403.06807 (segments); Efficient-vDiT, arXiv:2502.06155, Sec. 3 (a student of few steps, then
 knowledge distillation of tile masks). The training timesteps are cut into ``SEGMENTS`` parts. From any point of a part
 the student jumps to its beginning; it is taught to land where it would from a point a little nearer, to which the
-teacher goes by a step of DDIM. Guidance is the teacher's: the student runs without it. In the last part of the time
-every other batch attends through a tile mask, towards the same targets, so that one student does both.
+teacher goes by a step of DDIM. Guidance is the teacher's: the student runs without it. From a third of the time on
+every other batch attends through a tile mask or to the heaviest blocks alone, towards the same targets, so that one
+student does all.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_model, save_file
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.families.vdit.loading import load_transformer
 from models.families.vdit.transformer import OpenSoraT2V
 from models.methods.attention.base import SelfAttention
 from models.methods.attention.dense import DENSE
@@ -31,7 +32,7 @@ from models.methods.samplers.schedule import NoiseSchedule
 from models.training.average import follow
 from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
-from models.training.vdit.dit_stage import HELD_BACK, TextToLatents, error_weights
+from models.training.vdit.dit_stage import HELD_BACK, SPARSE, TextToLatents, error_weights
 from models.training.vdit.latents_stage import read_shards
 from models.training.vdit.nano import FRAMES, MAX_WORDS, nano_transformer
 
@@ -40,7 +41,7 @@ JUMPS = 8
 """Teacher's steps in each segment."""
 TARGET_EMA = 0.95
 EMA = 0.99
-TILE_FROM = 0.6
+SPARSE_FROM = 0.3
 """Share of the time after which every other batch is sparse."""
 TILE_MASKS = ("2:6", "3:5", "4:4")
 
@@ -63,6 +64,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--two", type=float, default=0.3, help="share of lessons with two objects")
+    parser.add_argument("--begin-from", type=Path, help="checkpoint with a student, which the teacher went on from")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=3)
     train(parser.parse_args())
@@ -76,15 +79,19 @@ def train(args: argparse.Namespace) -> None:
     load_model(whole, args.out / "teacher.safetensors")
     whole.eval().requires_grad_(False)
     teacher = whole.transformer
-    student = copy.deepcopy(teacher).requires_grad_(True)
-    target, average = (copy.deepcopy(teacher) for _ in range(2))
+    student = copy.deepcopy(teacher)
+    if args.begin_from:
+        student.load_state_dict(moved_along(args.begin_from, teacher))
+    student.requires_grad_(True)
+    target, average = (copy.deepcopy(student).requires_grad_(False) for _ in range(2))
     optimizers = Optimizers([student], muon_lr=args.lr, adam_lr=args.lr, warmup=20, final=0.05)
     latents, prompts = read_shards(args.out, FRAMES)
+    chances = row_chances(prompts, args.two)
     log, started_s, step, recent = TrainingLog(args.out / "student_log.jsonl"), time.monotonic(), 0, list[float]()
     while (progress := (time.monotonic() - started_s) / 60 / args.minutes) < 1:
-        rows = torch.randint(HELD_BACK, len(latents), (args.batch,))
+        rows = torch.multinomial(chances, args.batch, replacement=True)
         text = read_text(whole, [prompts[row] for row in rows.tolist()])
-        attention = tile_attention(step) if progress > TILE_FROM and step % 2 else DENSE
+        attention = sparse_attention(step) if progress > SPARSE_FROM and step % 2 else DENSE
         z, timesteps, wanted = lesson(teacher, target, schedule, latents[rows].float(), text, args.guidance)
         loss = lesson_loss(student, schedule, z, timesteps, wanted, text, attention)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -101,9 +108,32 @@ def train(args: argparse.Namespace) -> None:
     save_file(average.state_dict(), args.out / "student.safetensors")
 
 
-def tile_attention(step: int) -> SelfAttention:
-    """The masks in turn."""
-    mask = TileMask.parse(TILE_MASKS[step // 2 % len(TILE_MASKS)])
+def row_chances(prompts: list[str], two: float) -> Tensor:
+    """Chances of clips to be drawn, so that ``two`` of them have two objects; those held back are never drawn."""
+    is_two = torch.tensor([" and " in prompt for prompt in prompts])
+    chances = torch.zeros(len(prompts))
+    for kind, share in ((is_two, two), (~is_two, 1 - two)):
+        kind[:HELD_BACK] = False
+        chances += share * kind / kind.sum().clamp(min=1)
+    return chances
+
+
+def moved_along(checkpoint: Path, teacher: OpenSoraT2V) -> dict[str, Tensor]:
+    """A checkpoint's student, moved as far as ``teacher`` has moved from the checkpoint's own.
+
+    Both began as the same weights, and what each learnt adds up (task arithmetic, Ilharco et al., arXiv 2212.04089).
+    Raises: ValueError, OSError: networks that are missing, or of another model.
+    """
+    student, before = (load_transformer(checkpoint / name).state_dict() for name in ("student", "teacher"))
+    return {name: student[name] + now - before[name] for name, now in teacher.state_dict().items()}
+
+
+def sparse_attention(step: int) -> SelfAttention:
+    """The tile masks and the heaviest blocks in turn."""
+    turn = step // 2 % (len(TILE_MASKS) + 1)
+    if turn == len(TILE_MASKS):
+        return SPARSE
+    mask = TileMask.parse(TILE_MASKS[turn])
     return TileAttention([mask] * nano_transformer().num_layers, (mask.num_frames, 4, 4))
 
 
@@ -129,17 +159,15 @@ def lesson(
     jump = torch.randint(1, JUMPS + 1, (len(x0),))
     now, then = begin + jump * width // JUMPS, begin + (jump - 1) * width // JUMPS
     z = schedule.add_noise(x0, torch.randn_like(x0), now)
-    with torch.autocast("cpu", torch.bfloat16):
-        both = teacher(
-            torch.cat([z, z]),
-            torch.cat([now, now]),
-            torch.cat([text.nothing, text.prompts]),
-            torch.cat([text.nothing_mask, text.mask]),
-        )
-    without, with_text = both.float().chunk(2)
+    both = teacher(
+        torch.cat([z, z]),
+        torch.cat([now, now]),
+        torch.cat([text.nothing, text.prompts]),
+        torch.cat([text.nothing_mask, text.mask]),
+    )
+    without, with_text = both.chunk(2)
     nearer = move(schedule, z, without + guidance * (with_text - without), now, then)
-    with torch.autocast("cpu", torch.bfloat16):
-        seen = target(nearer, then.clamp(min=0), text.prompts, text.mask).float()
+    seen = target(nearer, then.clamp(min=0), text.prompts, text.mask)
     landed = torch.where((then == begin)[:, None, None, None, None], nearer, move(schedule, nearer, seen, then, begin))
     return z, now, noise_between(schedule, z, landed, now, begin)
 
@@ -154,9 +182,8 @@ def lesson_loss(
     attention: SelfAttention,
 ) -> Tensor:
     """Error of the noise, weighted as the teacher's was."""
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        seen = student(z, timesteps, text.prompts, text.mask, attention=attention)
-    errors: Tensor = (seen.float() - wanted).square().flatten(1).mean(1)
+    seen = student(z, timesteps, text.prompts, text.mask, attention=attention)
+    errors: Tensor = (seen - wanted).square().flatten(1).mean(1)
     return (error_weights(schedule, timesteps) * errors).mean()
 
 

@@ -14,21 +14,26 @@ import argparse
 import copy
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.families.vdit.transformer import Block, OpenSoraT2V
+from models.methods.attention.adaspa_config import AdaSpaConfig
+from models.methods.attention.base import SelfAttention
+from models.methods.attention.dense import DENSE
 from models.methods.samplers.schedule import NoiseSchedule
 from models.training.average import follow
 from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
+from models.training.vdit.binding import Binding
 from models.training.vdit.latents_stage import read_shards
 from models.training.vdit.nano import FRAMES, LONG_FRAMES, MAX_WORDS, nano_transformer
+from models.training.vdit.searched import SearchedAttention
 from models.training.vdit.words import small_encoder, word_tokenizer
 
 DROPPED = 0.1
@@ -41,8 +46,22 @@ RELOAD_EVERY = 100
 LENGTHS = (FRAMES, LONG_FRAMES)
 LONG_EVERY = 12
 """One step in so many is of long clips, half as many of them."""
+BINDING = 0.05
+"""Weight of the loss that teaches the text encoder which words belong together."""
+SPARSE_EVERY = 4
+"""One step in so many attends to the heaviest blocks alone, so that AdaSpa costs little later."""
+SPARSE = SearchedAttention(AdaSpaConfig(sparsity=0.7, block_tokens=8))
 HELD_BACK = 64
 """Clips of the first shard that are for measuring alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """``text`` (B, S, C), token ``ids`` (B, S), and ``mask`` (B, S), True = a token."""
+
+    text: Tensor
+    ids: Tensor
+    mask: Tensor
 
 
 class TextToLatents(nn.Module):
@@ -55,12 +74,16 @@ class TextToLatents(nn.Module):
         self.transformer = OpenSoraT2V(nano_transformer())
         start_quiet(self.transformer)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, prompts: list[str]) -> Tensor:
-        """Predict the noise in (B, 8, t, h, w)."""
+    def read(self, prompts: list[str]) -> Reading:
+        """What the transformer sees of prompts."""
         words = self.tokenizer(prompts, padding="max_length", max_length=MAX_WORDS, return_tensors="pt")
         ids, mask = words["input_ids"], words["attention_mask"]
         text = self.text(input_ids=ids, attention_mask=mask).last_hidden_state
-        return self.transformer(latents, timesteps, text, mask.bool())  # type: ignore[no-any-return]
+        return Reading(text=text, ids=ids, mask=mask.bool())
+
+    def forward(self, latents: Tensor, timesteps: Tensor, read: Reading, attention: SelfAttention = DENSE) -> Tensor:
+        """Predict the noise in (B, 8, t, h, w)."""
+        return self.transformer(latents, timesteps, read.text, read.mask, attention=attention)  # type: ignore[no-any-return]
 
 
 def start_quiet(transformer: OpenSoraT2V) -> None:
@@ -97,11 +120,13 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     model, schedule = TextToLatents(), NoiseSchedule()
+    binding = Binding(model.tokenizer)
+    learning = nn.ModuleList([model, binding])
     if args.resume:
         load_model(model, args.out / "teacher.safetensors")
     torch.manual_seed(args.seed + 1_000 * rank)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizers = Optimizers([model], muon_lr=args.lr, adam_lr=args.lr, warmup=50, final=0.02)
+    optimizers = Optimizers([model], [binding], muon_lr=args.lr, adam_lr=args.lr, warmup=50, final=0.02)
     log, started_s, step = TrainingLog(args.out / "teacher_log.jsonl") if rank == 0 else None, time.monotonic(), 0
     recent: list[float] = []
     clips = {frames: read_shards(args.out, frames) for frames in LENGTHS}
@@ -112,9 +137,10 @@ def train(args: argparse.Namespace) -> None:
         latents, prompts = clips[LONG_FRAMES if is_long else FRAMES]
         rows = torch.randint(HELD_BACK, len(latents), (args.batch // 2 if is_long else args.batch,))
         picked = [as_said(prompts[row]) if torch.rand(()) > DROPPED else "" for row in rows.tolist()]
-        loss = noise_loss(model, schedule, latents[rows].float(), picked)
-        loss.backward()  # type: ignore[no-untyped-call]
-        average_gradients(model, num_ranks)
+        attention = SPARSE if step % SPARSE_EVERY == 1 and not is_long else DENSE
+        loss, read = noise_loss(model, schedule, latents[rows].float(), picked, attention)
+        (loss + BINDING * binding(read.text, read.ids)).backward()
+        average_gradients(learning, num_ranks)
         optimizers.step(progress, step)
         follow(average, model, min(EMA, (step + 1) / (step + 10)))
         recent.append(float(loss.detach()))
@@ -177,14 +203,16 @@ def as_said(prompt: str) -> str:
     return prompt
 
 
-def noise_loss(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, prompts: list[str]) -> Tensor:
-    """Weighted error of the predicted noise."""
+def noise_loss(
+    model: TextToLatents, schedule: NoiseSchedule, x0: Tensor, prompts: list[str], attention: SelfAttention = DENSE
+) -> tuple[Tensor, Reading]:
+    """Weighted error of the predicted noise, and what the text encoder made of the prompts."""
     timesteps = sample_timesteps(len(x0), schedule.num_train_steps)
     noise = torch.randn_like(x0)
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # of short sequences the fastest on a CPU
-        predicted = model(schedule.add_noise(x0, noise, timesteps), timesteps, prompts)
-    errors: Tensor = (predicted.float() - noise).square().flatten(1).mean(1)
-    return (error_weights(schedule, timesteps) * errors).mean()
+    read = model.read(prompts)
+    predicted = model(schedule.add_noise(x0, noise, timesteps), timesteps, read, attention)
+    errors: Tensor = (predicted - noise).square().flatten(1).mean(1)
+    return (error_weights(schedule, timesteps) * errors).mean(), read
 
 
 def error_weights(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
@@ -200,11 +228,12 @@ def error_weights(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_back_loss(model: nn.Module, schedule: NoiseSchedule, latents: Tensor, prompts: list[str]) -> float:
+def held_back_loss(model: TextToLatents, schedule: NoiseSchedule, latents: Tensor, prompts: list[str]) -> float:
     """The same loss on clips that are never trained on, with the same noise each time."""
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
-    losses = [float(noise_loss(model, schedule, latents[:HELD_BACK].float(), prompts[:HELD_BACK])) for _ in range(2)]
+    some, said = latents[:HELD_BACK].float(), prompts[:HELD_BACK]
+    losses = [float(noise_loss(model, schedule, some, said)[0]) for _ in range(2)]
     torch.random.set_rng_state(state)
     return sum(losses) / len(losses)
 

@@ -39,9 +39,12 @@ from models.training.vdit.scenes import Scene, sample_scene
 from models.training.vdit.vae_stage import to_pixels
 
 SEED = 4_242
+TWO_FROM = 1_000
+"""First seed of the prompts of two objects."""
 BATCH = 10
 TILES = ("tile:4:4", "tile:3:5", "tile:2:6")
 ADASPA = ("adaspa:0.5", "adaspa:0.7")
+STUDENT_ADASPA = ("adaspa:0.7",)
 ADASPA_BLOCK_TOKENS = 8
 """128 tokens are 16 blocks."""
 
@@ -50,6 +53,7 @@ ADASPA_BLOCK_TOKENS = 8
 class Setting:
     """One way to make a clip. ``twin``: name of the setting that its clips are compared with, frame by frame.
 
+    ``is_compared``: with another in the shares that are right, which takes all prompts; the others get by with a few.
     ``attention``: as requests spell it: "dense", "tile:2:6", "adaspa:0.5".
     """
 
@@ -61,13 +65,22 @@ class Setting:
     attention: str = "dense"
     twin: str | None = None
     frames: int = FRAMES
+    is_compared: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A held-out scene, and the seed of its clips at every setting."""
+
+    scene: Scene
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
     """Clips of a setting, what was asked for, and what the judge says."""
 
-    scenes: Sequence[Scene]
+    asked: Sequence[Asked]
     clips: Sequence[Clip]
     verdicts: Sequence[Verdict]
     seconds: float
@@ -86,12 +99,18 @@ def settings(guidance: float, student_guidance: float, masks: Sequence[str] = TI
 
     found = [
         teacher("euler 50", "euler_ancestral", 50),
-        teacher("ddim 20", "ddim", 20),
+        teacher("ddim 20", "ddim", 20, is_compared=True),
         teacher("ddim 20, no guidance", "ddim", 20, guidance=1.0),
-        *(teacher(f"ddim 20, {name}", "ddim", 20, attention=name, twin="ddim 20") for name in (*masks, *ADASPA)),
-        student("student 4", 4, twin="ddim 20"),
+        *(
+            teacher(f"ddim 20, {name}", "ddim", 20, attention=name, twin="ddim 20", is_compared=name == ADASPA[-1])
+            for name in (*masks, *ADASPA)
+        ),
+        student("student 4", 4, twin="ddim 20", is_compared=True),
         student("student 8", 8, twin="ddim 20"),
-        *(student(f"student 4, {mask}", 4, attention=mask, twin="student 4") for mask in masks),
+        *(
+            student(f"student 4, {name}", 4, attention=name, twin="student 4", is_compared=name == TILES[-1])
+            for name in (*masks, *STUDENT_ADASPA)
+        ),
         teacher(f"ddim 20, {LONG_FRAMES} frames", "ddim", 20, frames=LONG_FRAMES),
         student(f"student 4, {LONG_FRAMES} frames", 4, frames=LONG_FRAMES),
     ]
@@ -104,24 +123,37 @@ def held_out_scenes(count: int, two: float) -> list[Scene]:
     return [sample_scene(rng, two=two, held_out=True) for _ in range(count)]
 
 
+def held_out_prompts(count: int, two_count: int) -> list[Asked]:
+    """Those of one object, and then those of two; fewer of either are the first of more."""
+    one, two = held_out_scenes(count, 0.0), held_out_scenes(two_count, 1.0)
+    return [
+        Asked(scene=scene, seed=begin + number)
+        for begin, scenes in ((0, one), (TWO_FROM, two))
+        for number, scene in enumerate(scenes)
+    ]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--count", type=int, default=60, help="held-out prompts of one object")
-    parser.add_argument("--two-count", type=int, default=20, help="held-out prompts of two objects")
+    parser.add_argument("--count", type=int, default=200, help="held-out prompts of one object")
+    parser.add_argument("--two-count", type=int, default=50, help="held-out prompts of two objects")
+    parser.add_argument("--few", type=int, default=4, help="settings that are not compared get one prompt in so many")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="names of settings")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    evaluate(args.checkpoint, args.count, args.two_count, args.only)
+    evaluate(args.checkpoint, args.count, args.two_count, args.few, args.only)
 
 
-def evaluate(checkpoint: Path, count: int, two_count: int, only: Sequence[str] | None = None) -> dict[str, Any]:
+def evaluate(
+    checkpoint: Path, count: int, two_count: int, few: int = 1, only: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Write evaluation.json and samples.npz into ``checkpoint``. Returns what the former holds."""
     variant = find("vdit-nano")[1].with_weights(checkpoint)
     judge = Judge.load(checkpoint / "judge")
-    scenes = held_out_scenes(count, 0.0) + held_out_scenes(two_count, 1.0)
+    every, some = held_out_prompts(count, two_count), held_out_prompts(-(-count // few), -(-two_count // few))
     hardware = msgspec.to_builtins(calibration.hardware(torch.device("cpu")))
     report: dict[str, Any] = {"seed": SEED, "frames": FRAMES, "hardware": hardware, "settings": {}}
     made: dict[str, Made] = {}
@@ -133,8 +165,8 @@ def evaluate(checkpoint: Path, count: int, two_count: int, only: Sequence[str] |
             variants[setting.variant] = VideoPipeline.load(variant, setting.variant)
         pipeline = variants[setting.variant]
         if "bounds" not in report:
-            report["bounds"] = bounds(pipeline, judge, scenes)
-        made[setting.name] = run(pipeline, judge, setting, scenes)
+            report["bounds"] = bounds(pipeline, judge, [one.scene for one in every])
+        made[setting.name] = run(pipeline, judge, setting, every if setting.is_compared else some)
         report["settings"][setting.name] = _summary(setting, made) | cost(pipeline, setting)
         print(setting.name, json.dumps(report["settings"][setting.name]), flush=True)
         (checkpoint / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -143,24 +175,25 @@ def evaluate(checkpoint: Path, count: int, two_count: int, only: Sequence[str] |
     return report
 
 
-def run(pipeline: VideoPipeline, judge: Judge, setting: Setting, scenes: Sequence[Scene]) -> Made:
-    """Make a clip of each scene; seeds are their numbers."""
+def run(pipeline: VideoPipeline, judge: Judge, setting: Setting, asked: Sequence[Asked]) -> Made:
+    """Make a clip of each scene."""
     clips: list[Clip] = []
     started_s = time.perf_counter()
-    for first in range(0, len(scenes), BATCH):
-        some = scenes[first : first + BATCH]
+    for first in range(0, len(asked), BATCH):
+        some = asked[first : first + BATCH]
         latents = pipeline.generate(
-            [scene.prompt() for scene in some],
+            [one.scene.prompt() for one in some],
             frames=setting.frames,
             sampler=setting.sampler,
             num_steps=setting.num_steps,
             guidance=setting.guidance,
-            seeds=range(first, first + len(some)),
+            seeds=[one.seed for one in some],
             attention=make_attention(setting.attention, pipeline.variant, setting.num_steps, setting.frames),
         )
         clips += [pipeline.decode(one[None]) for one in latents]
     seconds = time.perf_counter() - started_s
-    return Made(scenes=scenes, clips=clips, verdicts=judge.verdicts(clips, scenes), seconds=seconds)
+    verdicts = judge.verdicts(clips, [one.scene for one in asked])
+    return Made(asked=asked, clips=clips, verdicts=verdicts, seconds=seconds)
 
 
 def make_attention(name: str, variant: Variant, num_steps: int, frames: int = FRAMES) -> SelfAttention:
@@ -224,13 +257,20 @@ def _summary(setting: Setting, made: Mapping[str, Made]) -> dict[str, Any]:
         "guidance": setting.guidance,
         "attention": setting.attention,
         "frames": setting.frames,
-        **_shares(one.scenes, one.verdicts),
+        **_shares([asked.scene for asked in one.asked], one.verdicts),
         "seconds_per_clip": round(one.seconds / len(one.clips), 3),
     }
     if setting.twin in made:
         found["twin"] = setting.twin
-        found["psnr_to_twin_db"] = _mean(map(psnr, one.clips, made[str(setting.twin)].clips))
+        found["psnr_to_twin_db"] = _mean(_decibels_between(one, made[str(setting.twin)]))
     return found
+
+
+def _decibels_between(one: Made, twin: Made) -> list[float]:
+    """Of the clips that both made."""
+    there = {asked.seed: clip for asked, clip in zip(twin.asked, twin.clips, strict=True)}
+    pairs = zip(one.asked, one.clips, strict=True)
+    return [psnr(clip, there[asked.seed]) for asked, clip in pairs if asked.seed in there]
 
 
 def _shares(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> dict[str, Any]:

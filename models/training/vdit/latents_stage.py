@@ -58,9 +58,7 @@ def write_shard(vae: CausalVae, path: Path, seed: int, frames: int, two: float) 
     for _ in range(SHARD):
         scene = sample_scene(rng, two=two)
         pixels = to_pixels(torch.from_numpy(render(scene, frames, rng)))[None]
-        with torch.autocast("cpu", torch.bfloat16):
-            mean = vae.encode(pixels).mode()
-        latents.append((mean.float() * vae.config.scale_factor).half())
+        latents.append((vae.encode(pixels).mode() * vae.config.scale_factor).half())
         prompts.append(scene.prompt())
     draft = path.with_suffix(".draft")
     save_file({"latents": torch.cat(latents)}, draft, metadata={"prompts": json.dumps(prompts)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from models.families.vdit.config import OpenSoraConfig
 from models.families.vdit.vae_config import CausalVaeConfig
 
@@ -27,6 +29,21 @@ def nano_vae(scale_factor: float = 1.0, latent_channels: int = LATENT_CHANNELS) 
         norm_num_groups=4,
         resolution=64,
         scale_factor=scale_factor,
+    )
+
+
+def with_small_decoder(vae: CausalVaeConfig) -> CausalVaeConfig:
+    """The autoencoder of the same latents with a decoder of a quarter of the multiplications; not shipped yet.
+
+    One residual block a level instead of two, none at full resolution, where most of the work was; no convolution over
+    time at the last doubling of frames but that of the block behind it.
+    """
+    return replace(
+        vae,
+        decoder_hidden_size_mult=(2, 2, 2, 3),
+        decoder_res_blocks=(0, 1, 1, 1),
+        decoder_temporal_upsample=("", "", "TimeUpsample2x", "TimeUpsampleRes2x"),
+        decoder_conv_out="Conv2d",
     )
 
 

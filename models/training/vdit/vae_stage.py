@@ -145,21 +145,22 @@ def train(args: argparse.Namespace) -> None:
             recent.clear()
         if step % 300 == 0:
             log.write(step=step, psnr=psnr(average, held_out), **judged(average, args.out / "judge"))
-            save(average, held_out, args.out)
+            save(scaled(average, held_out), args.out)
     whiten(average, next(iter(Crops(24, FRAMES, SIZE, args.seed + 4))))
     log.write(step=step, psnr=psnr(average, held_out), **judged(average, args.out / "judge"))
-    save(average, held_out, args.out)
+    save(scaled(average, held_out), args.out)
 
 
 class Optimizers:
     """Muon for the kernels between layers, AdamW for the rest; warm-up and cosine decay for both."""
 
     def __init__(self, vae: CausalVae, lr: float) -> None:
-        kernels = {name: p for name, p in vae.named_parameters() if p.ndim >= 4 and not _is_border(name)}
-        others = [p for name, p in vae.named_parameters() if name not in kernels]
+        learning = {name: p for name, p in vae.named_parameters() if p.requires_grad}
+        kernels = {name: p for name, p in learning.items() if p.ndim >= 4 and not _is_border(name)}
+        others = [p for name, p in learning.items() if name not in kernels]
         self._muon, self._lr = ConvMuon(kernels.values(), lr), lr
         self._adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=1e-3)
-        self._parameters = list(vae.parameters())
+        self._parameters = list(learning.values())
 
     def step(self, progress: float, step: int) -> None:
         """Clip, update, clear."""
@@ -243,10 +244,15 @@ def take_step(vae: CausalVae, pixels: Tensor) -> float:
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(pixels)
         decoded = vae.decode(posterior.sample())
-    error = decoded.float() - pixels
-    loss = (moving(pixels) * (error.abs() + 2.0 * error.square())).mean()
+    loss = picture_loss(decoded.float(), pixels)
     (loss + KL_WEIGHT * posterior.kl().float()).backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
+
+
+def picture_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """Absolute and squared error of (B, 3, T, H, W), more where something moves."""
+    error = decoded - pixels
+    return (moving(pixels) * (error.abs() + 2.0 * error.square())).mean()
 
 
 def moving(pixels: Tensor) -> Tensor:
@@ -284,13 +290,18 @@ def judged(vae: CausalVae, judge: Path) -> dict[str, float]:
 
 
 @torch.no_grad()
-def save(vae: CausalVae, pixels: Tensor, folder: Path) -> None:
-    """Weights, and the config with the factor that gives the latents of ``pixels`` unit variance."""
+def scaled(vae: CausalVae, pixels: Tensor) -> CausalVae:
+    """``vae``, its config with the factor that gives the latents of ``pixels`` unit variance."""
     latents = torch.cat([vae.encode(clip).mode() for clip in torch.split(pixels, 1)])
-    config = dataclasses.replace(vae.config, scale_factor=float(1.0 / latents.std()))
+    vae.config = dataclasses.replace(vae.config, scale_factor=float(1.0 / latents.std()))
+    return vae
+
+
+def save(vae: CausalVae, folder: Path) -> None:
+    """Weights and config."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in vae.state_dict().items()}
     save_file(contiguous, folder / "vae.safetensors")
-    (folder / "vae.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    (folder / "vae.json").write_text(json.dumps(dataclasses.asdict(vae.config), indent=1) + "\n")
 
 
 if __name__ == "__main__":
