@@ -103,7 +103,8 @@ def draw_sheets(checkpoint: Path, report: Record) -> None:
     """Right and wrong clips of the best settings of teacher and student."""
     judge = Judge.load(checkpoint / "judge")
     samples = np.load(checkpoint / "samples.npz")
-    best = [name for variant in ("teacher", "student") if (name := _best(report, variant)) and name in samples]
+    there = {**report, "settings": {name: one for name, one in report["settings"].items() if name in samples}}
+    best = [name for variant in ("teacher", "student") if (name := _best(there, variant))]
     rows: dict[bool, list[tuple[str, Clip]]] = {True: [], False: []}
     for name in best:
         clips = samples[name]

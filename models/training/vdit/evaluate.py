@@ -42,6 +42,7 @@ SEED = 4_242
 TWO_FROM = 1_000
 """First seed of the prompts of two objects."""
 BATCH = 10
+REPORT = "evaluation.json"
 TILES = ("tile:4:4", "tile:3:5", "tile:2:6")
 ADASPA = ("adaspa:0.5", "adaspa:0.7")
 STUDENT_ADASPA = ("adaspa:0.7",)
@@ -141,7 +142,7 @@ def main() -> None:
     parser.add_argument("--two-count", type=int, default=50, help="held-out prompts of two objects")
     parser.add_argument("--few", type=int, default=4, help="settings that are not compared get one prompt in so many")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", help="names of settings")
+    parser.add_argument("--only", nargs="*", help="names of settings to measure; the others stay as they were")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     evaluate(args.checkpoint, args.count, args.two_count, args.few, args.only)
@@ -150,12 +151,18 @@ def main() -> None:
 def evaluate(
     checkpoint: Path, count: int, two_count: int, few: int = 1, only: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Write evaluation.json and samples.npz into ``checkpoint``. Returns what the former holds."""
+    """Write evaluation.json and samples.npz into ``checkpoint``. Returns what the former holds.
+
+    With ``only``, what that file says of other settings stays.
+    """
     variant = find("vdit-nano")[1].with_weights(checkpoint)
     judge = Judge.load(checkpoint / "judge")
     every, some = held_out_prompts(count, two_count), held_out_prompts(-(-count // few), -(-two_count // few))
     hardware = msgspec.to_builtins(calibration.hardware(torch.device("cpu")))
-    report: dict[str, Any] = {"seed": SEED, "frames": FRAMES, "hardware": hardware, "settings": {}}
+    report: dict[str, Any] = {"settings": {}}
+    if only and (checkpoint / REPORT).is_file():
+        report = json.loads((checkpoint / REPORT).read_text(encoding="utf-8"))
+    report |= {"seed": SEED, "frames": FRAMES, "hardware": hardware}
     made: dict[str, Made] = {}
     variants: dict[str, VideoPipeline] = {}
     for setting in settings(variant.io.default_guidance, 1.0):
@@ -169,7 +176,7 @@ def evaluate(
         made[setting.name] = run(pipeline, judge, setting, every if setting.is_compared else some)
         report["settings"][setting.name] = _summary(setting, made) | cost(pipeline, setting)
         print(setting.name, json.dumps(report["settings"][setting.name]), flush=True)
-        (checkpoint / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (checkpoint / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     keep = {name: np.stack(one.clips) for name, one in made.items()}
     np.savez_compressed(checkpoint / "samples.npz", **keep)  # type: ignore[arg-type]
     return report

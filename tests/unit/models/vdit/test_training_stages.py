@@ -21,7 +21,7 @@ from models.training.vdit.distil_stage import SEGMENTS, Text, lesson, lesson_los
 from models.training.vdit.judge_stage import worsen
 from models.training.vdit.latents_stage import read_shards, write_shard
 from models.training.vdit.scenes import Mover, Scene
-from models.training.vdit.vae_stage import moving, open_time, to_pixels, whiten
+from models.training.vdit.vae_stage import moving, open_time, take_step, to_pixels, whiten
 from models.training.vdit.widen import load_narrower
 
 SCHEDULE = NoiseSchedule()
@@ -78,6 +78,13 @@ def test_more_latent_channels_change_no_clip_at_first() -> None:
     latents = wide.encode(clip).mode()
     latents[:, 4:] = 0
     torch.testing.assert_close(wide.decode(latents), narrow.decode(latents[:, :4]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_of_the_autoencoder_reaches_all_of_its_weights() -> None:
+    """Under autocast, where parts of it are in bfloat16 and others are not."""
+    vae = _vae()
+    assert take_step(vae, _clips(1)) > 0
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in vae.parameters())
 
 
 def test_weights_of_another_autoencoder_are_refused() -> None:
