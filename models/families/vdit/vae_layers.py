@@ -251,7 +251,8 @@ class TimeUpsampleRes2x(nn.Module):
         """(B, C, k + 1, H, W) to (B, C, 2k + 1, H, W)."""
         alpha = torch.sigmoid(self.mix_factor)
         x = _twice_the_frames(x)
-        return alpha * x + (1 - alpha) * self.conv(x)  # type: ignore[no-any-return]
+        y = self.conv(x)
+        return torch.lerp(y, x.to(y.dtype), alpha.to(y.dtype))
 
 
 class Spatial2xTime2x3DDownsample(nn.Module):

@@ -53,7 +53,8 @@ def write_card(checkpoint: Path, training: Path) -> None:
     """Write README.md, curves.png, clips.png and failures.png. ``evaluate`` must have run before."""
     report = json.loads((checkpoint / "evaluation.json").read_text(encoding="utf-8"))
     log = _training_log(checkpoint / LOG, training)
-    plot_curves(log["logs"], checkpoint / "curves.png")
+    if any(log["logs"].values()):  # else the picture of earlier runs stays
+        plot_curves(log["logs"], checkpoint / "curves.png")
     draw_sheets(checkpoint, report)
     (checkpoint / "README.md").write_text(_card(report, log), encoding="utf-8")
 
@@ -183,7 +184,8 @@ One in eight of the combinations colour x shape x direction is never trained on;
 *prompts*: of one object and of two; with 200, the standard error of a share is 2 to 3.5 points.
 *right*: the judge sees exactly the objects asked for, each with colour, shape and direction. The other columns are of
 one object. *to twin*: PSNR to the clips of the same seeds at the setting named. Seconds on a shared CPU core, batches
-of 10: they only compare rows.
+of 10: they only compare rows. Settings may be measured at different times (`--only`): rows of 200 prompts were, after
+decoding had become faster.
 
 | setting | attention | prompts | right | colour | shape | direction | background | two right | to twin, dB | s a clip |
 |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
@@ -213,9 +215,12 @@ make train-vdit-nano
 ```
 
 These weights were made in several runs on shared cores, one after another, which the table adds up. The autoencoder
-learnt with 4 latent channels first, and went on with {LATENT_CHANNELS}. The student went on from the shipped one, and
-`FROM=models/checkpoints/vdit-nano make train-vdit-nano` does so. The command does all of it in one go; from end to end
-it has been run at a small scale only. Curves are those of the last runs.
+learnt with 4 latent channels first, and went on with {LATENT_CHANNELS}. The command does the same in one go; from end
+to end it has been run at a small scale only. `FROM=models/checkpoints/vdit-nano make train-vdit-nano` goes on from
+these weights.
+
+What limits it: steps. One training clip in five had two objects, and the text encoder did not tell which motion goes
+with which shape; few steps and sparse attention were learnt for 750 steps (docs/experiments.md).
 
 | stage | steps | minutes |
 |---|---:|---:|
