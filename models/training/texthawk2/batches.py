@@ -51,6 +51,8 @@ class Batch:
     """(N, 4)."""
     tasks: list[str]
     examples: list[Example]
+    tokens: Tensor | None = None
+    """What the connector makes of the tiles, (N, width), where they were looked at before."""
 
 
 class Encoder:

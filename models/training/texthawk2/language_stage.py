@@ -20,9 +20,11 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -39,12 +41,18 @@ from models.training.average import follow
 from models.training.log import LOG_FILE, TrainingLog
 from models.training.optimizer import Optimizers
 from models.training.texthawk2.batches import IGNORE, Batch, Batches, Encoder
-from models.training.texthawk2.compiled import compile_layers
 from models.training.texthawk2.coordinate_loss import answer_loss, overlaps, start_alike
+from models.training.texthawk2.fast import compile_layers, fast_products
 from models.training.texthawk2.nano import config_for
 from models.training.texthawk2.synth.charset import CHINESE
-from models.training.texthawk2.synth.dense import DENSE_CLASSES
-from models.training.texthawk2.vision_stage import DenseTiles, character_loss, name_patches, shares_by_kind
+from models.training.texthawk2.synth.dense import COLUMNS, DENSE_CLASSES
+from models.training.texthawk2.vision_stage import (
+    DenseTiles,
+    character_loss,
+    name_patches,
+    shares_by_kind,
+    shown_again,
+)
 from models.training.texthawk2.windows import PlaceHead, WindowHead
 
 HEADS_FILE = "heads.safetensors"
@@ -54,6 +62,7 @@ CORNERS = (0, 1, 3, 4)
 """Where, after a box's open tag, its corners are predicted: a comma stands between them."""
 FROZEN = ("tower", "vision", "model")
 AVERAGE_DECAY = 0.995
+KEPT_BATCHES = 200
 DETECTION_WEIGHT = 1.0
 DENSE_WEIGHT = 0.5
 
@@ -80,7 +89,13 @@ def main() -> None:
     parser.add_argument("--tower-lr", type=float, help="of the vision tower; default: the same")
     parser.add_argument("--final", type=float, default=0.05, help="share of the learning rate that is left at the end")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
-    parser.add_argument("--no-compile", action="store_true", help="start at once, run slower")
+    parser.add_argument(
+        "--shows",
+        type=int,
+        default=3,
+        help="times that each densely labelled tile is shown; under --freeze vision, each batch of answers",
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the layers: pays on some processors")
     parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())
 
@@ -110,11 +125,13 @@ def train(args: argparse.Namespace) -> None:
     pad_id = model.config.text_config.pad_token_id
     weights = dict(args.tasks) if args.tasks else None
     batches = Batches(encoder, pad_id, "train", args.tiles, args.seed, args.tiles_per_image, weights)
-    loader = iter(DataLoader(batches, batch_size=None, num_workers=1)) if args.tiles else None
+    loader: Iterator[Batch] | None = iter(DataLoader(batches, batch_size=None, num_workers=1)) if args.tiles else None
+    if loader is not None and args.freeze == "vision":
+        loader = looked_at(model, loader, args)
     dense = None if args.freeze == "vision" else dense_tiles(args)
     freeze(model, args.freeze)
     average = copy.deepcopy(model)
-    if not args.no_compile:
+    if args.compile:
         compile_layers(model)
     unseen = Batches(encoder, pad_id, "test", args.tiles or 16, 999, args.tiles_per_image, weights)
     named_tiles = next(iter(DenseTiles("test", 64, 99)))
@@ -165,12 +182,12 @@ def build_parts(args: argparse.Namespace, tokenizer: Any) -> tuple[TextHawk2ForC
     A shipped checkpoint is in half precision and has no heads: it is trained in full precision, its heads start fresh.
     """
     model = load_model(args.source, tokenizer) if args.source else build_model(tokenizer)
-    characters = nn.Linear(model.config.vision_config.hidden_size, len(DENSE_CLASSES))
+    characters = nn.Linear(model.config.vision_config.hidden_size, COLUMNS * len(DENSE_CLASSES))
     heads = nn.ModuleDict(
         {
             "detection": DetectionHead(model.config.text_config.hidden_size),
             "characters": characters,
-            "windows": WindowHead(cast(TextHawk2Config, model.config), len(DENSE_CLASSES)),
+            "windows": WindowHead(cast(TextHawk2Config, model.config), len(DENSE_CLASSES), COLUMNS),
             "places": PlaceHead(cast(TextHawk2Config, model.config)),
         }
     )
@@ -209,7 +226,34 @@ def build_optimizers(
 
 def dense_tiles(args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of the first stage's tiles and labels, without end."""
-    return iter(DataLoader(DenseTiles("train", args.dense_tiles, args.seed + 1), batch_size=None, num_workers=1))
+    tiles = DenseTiles("train", args.dense_tiles, args.seed + 1, args.shows)
+    return iter(DataLoader(tiles, batch_size=None, num_workers=1))
+
+
+def looked_at(
+    model: TextHawk2ForConditionalGeneration, batches: Iterator[Batch], args: argparse.Namespace
+) -> Iterator[Batch]:
+    """Batches with the connector's tokens in place of tiles, each several times.
+
+    Tower and connector are most of a step, and frozen they say the same of a picture every time.
+    """
+
+    @torch.no_grad()
+    def look() -> Batch:
+        batch = next(batches)
+        with fast_products():
+            tokens = torch.cat(model.encode_images(batch.tiles, batch.grids))
+        return replace(batch, tiles=batch.tiles[:0], examples=[], tokens=tokens)
+
+    return shown_again(look, args.shows, np.random.default_rng(args.seed), KEPT_BATCHES)
+
+
+def embedded(model: TextHawk2ForConditionalGeneration, batch: Batch) -> Tensor:
+    """Token embeddings (B, L, width) with the pictures' in their places."""
+    if batch.tokens is None:
+        return model.embed(batch.input_ids, batch.tiles, batch.grids)  # type: ignore[arg-type]
+    embeds: Tensor = model.get_input_embeddings()(batch.input_ids)
+    return embeds.masked_scatter((batch.input_ids == model.config.image_token_id)[..., None], batch.tokens)
 
 
 def take_step(
@@ -233,7 +277,7 @@ def dense_losses(
     model: TextHawk2ForConditionalGeneration, heads: nn.ModuleDict, tiles: Tensor, labels: Tensor
 ) -> Tensor:
     """Characters named from the tower's patches, and again from the connector's tokens."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         levels = read_levels(model.vision_tower, normalise(tiles), model.config.vision_levels)
         named = name_patches(heads["characters"], levels[-1])
         tokens = torch.stack(model.connector(levels, [(1, 1)] * len(tiles)))
@@ -254,8 +298,8 @@ def losses(
     model: TextHawk2ForConditionalGeneration, heads: nn.ModuleDict, batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy of the answers, L1 of boxes and places, and which answer tokens are right (B, L - 1)."""
-    with torch.autocast("cpu", torch.bfloat16):
-        embeds = model.embed(batch.input_ids, batch.tiles, batch.grids)  # type: ignore[arg-type]
+    with fast_products():
+        embeds = embedded(model, batch)
         hidden = model.language_model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         targets = batch.labels[:, 1:]
         asked = targets != IGNORE
@@ -294,7 +338,7 @@ def measured(
     """Exact matches of each task, and how well the connector's tokens name what they cover."""
     tiles, labels = named_tiles
     window_head = cast(WindowHead, heads["windows"])
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         levels = read_levels(model.vision_tower, normalise(tiles), model.config.vision_levels)
         windows = window_head(torch.stack(model.connector(levels, [(1, 1)] * len(tiles)))).argmax(-1)
     expected = window_head.arrange(labels)

@@ -11,29 +11,31 @@ from models.families.texthawk2.config import TextHawk2Config
 
 
 class WindowHead(nn.Module):
-    """Linear from one token to the classes of its patches.
+    """Linear from one token to the classes of its patches' places, ``per_patch`` side by side in each patch.
 
     A token is ``merge_width`` neighbouring queries, each of 2x2 patches: 2 rows and 2 * merge_width columns.
     """
 
-    def __init__(self, config: TextHawk2Config, num_classes: int) -> None:
+    def __init__(self, config: TextHawk2Config, num_classes: int, per_patch: int = 1) -> None:
         super().__init__()
         self.side = config.patches_side
-        self.columns = 2 * config.merge_width
-        self.patches = 2 * self.columns
+        self.columns = 2 * config.merge_width * per_patch
+        self.places = 2 * self.columns
+        self.per_patch = per_patch
         self.num_classes = num_classes
-        self.fc = nn.Linear(config.text_config.hidden_size, self.patches * num_classes)
+        self.fc = nn.Linear(config.text_config.hidden_size, self.places * num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens of single tiles (B, N, width) to logits (B, N, patches of a window, classes)."""
+        """Tokens of single tiles (B, N, width) to logits (B, N, places of a window, classes)."""
         normed = nn.functional.layer_norm(tokens, tokens.shape[-1:])
         logits: Tensor = self.fc(normed)
-        return logits.view(*tokens.shape[:2], self.patches, self.num_classes)
+        return logits.view(*tokens.shape[:2], self.places, self.num_classes)
 
     def arrange(self, labels: Tensor) -> Tensor:
-        """Labels of patches (B, side * side), row by row, to (B, N, patches of a window), window by window."""
-        windows = labels.view(-1, self.side // 2, 2, self.side // self.columns, self.columns)
-        return windows.transpose(2, 3).reshape(len(labels), -1, self.patches)
+        """Labels (B, side * side * per_patch), row by row, to (B, N, places of a window), window by window."""
+        across = self.side * self.per_patch // self.columns
+        windows = labels.view(-1, self.side // 2, 2, across, self.columns)
+        return windows.transpose(2, 3).reshape(len(labels), -1, self.places)
 
 
 class PlaceHead(nn.Module):

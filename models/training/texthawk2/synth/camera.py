@@ -33,27 +33,24 @@ class Turn:
         return (e * x - b * y) / determinant, (a * y - d * x) / determinant
 
 
-def turned(degrees: float, scale: float, canvas: tuple[int, int], output: tuple[int, int]) -> Turn:
-    """Turn by ``degrees`` and enlarge by ``scale``; the centre of the canvas goes to the centre of the output."""
+def turned(
+    degrees: float, scale: float, output: tuple[int, int], stretch: float = 1.0, slant: float = 0.0
+) -> tuple[Turn, tuple[int, int]]:
+    """Turn by ``degrees`` and enlarge by ``scale``, in an output of (width, height); centre goes to centre.
+
+    ``stretch``: by how much wider than high everything becomes. ``slant``: how far upright strokes lean to the right, as
+    the tangent of their angle. Returns the map, and the smallest canvas (width, height) that covers the whole output.
+    """
     cosine, sine = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
-    x, y = output[0] / 2, output[1] / 2
-    return Turn(
-        (
-            cosine,
-            -sine,
-            canvas[0] / 2 - cosine * x + sine * y,
-            sine,
-            cosine,
-            canvas[1] / 2 - sine * x - cosine * y,
-        )
-    )
-
-
-def canvas_size(degrees: float, scale: float, output: tuple[int, int]) -> tuple[int, int]:
-    """Smallest canvas that covers the whole output after ``turned``."""
-    cosine, sine = math.cos(math.radians(degrees)) / scale, abs(math.sin(math.radians(degrees))) / scale
+    a, b = cosine / stretch + slant * sine, -sine / stretch + slant * cosine
     width, height = output
-    return math.ceil(width * cosine + height * sine) + 2, math.ceil(width * sine + height * cosine) + 2
+    canvas = (
+        math.ceil(abs(a) * width + abs(b) * height) + 2,
+        math.ceil(abs(sine) * width + abs(cosine) * height) + 2,
+    )
+    x, y = width / 2, height / 2
+    shifted = (canvas[0] / 2 - a * x - b * y, canvas[1] / 2 - sine * x - cosine * y)
+    return Turn((a, b, shifted[0], sine, cosine, shifted[1])), canvas
 
 
 def photographed(rng: np.random.Generator, picture: Image.Image, strength: float = 1.0) -> Image.Image:

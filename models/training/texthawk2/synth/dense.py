@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from models.training.texthawk2.synth.backgrounds import background, ink_colour, paper_colour
-from models.training.texthawk2.synth.camera import canvas_size, photographed, turned
+from models.training.texthawk2.synth.camera import photographed, turned
 from models.training.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF, LATIN
 from models.training.texthawk2.synth.fonts import Face, FontSet, Split, default_fonts, glyph
 from models.training.texthawk2.synth.scene import COLOURS, SHAPES, Placed, shape_colour, shape_thing
@@ -16,12 +18,15 @@ from models.training.texthawk2.synth.words import latin_word
 TILE = 224
 PATCH = 14
 GRID = TILE // PATCH
+COLUMNS = 3
+"""Labels of a patch, side by side: an i is a third of a patch wide, and the middle of a patch seldom meets one."""
 # Few sizes, so that glyphs are drawn once and kept; the scale of the whole tile makes what lies between them.
-_SIZES = (19, 21, 23, 26, 29, 33, 38, 44, 52)
+_SIZES = (28, 31, 34, 38, 42, 47, 53, 60)
 _SHAPE_SIDES = (20, 76)
 _TILES_WITH_SHAPES, _OF_THEM_WITHOUT_TEXT = 0.45, 0.4
 _MAX_DEGREES = 8.0
-_CHINESE_LINES = 0.58
+_STRETCH, _SLANT = 0.2, 0.2
+_CHINESE_LINES = 0.4
 
 DENSE_CLASSES: tuple[str, ...] = (*CHAR_CLASSES, *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES))
 """What a patch can show: nothing, a character, a shape of a colour."""
@@ -33,7 +38,8 @@ Labels = NDArray[np.int16]
 def dense_tile(
     rng: np.random.Generator, split: Split, fonts: FontSet | None = None
 ) -> tuple[NDArray[np.uint8], Labels]:
-    """Pixels uint8 (224, 224, 3), and for each 14x14 patch the class of what is at its centre, int16 (16, 16).
+    """Pixels uint8 (224, 224, 3), and the class of what is at ``COLUMNS`` places across each 14x14 patch, at half its
+    height, int16 (16, 16 * COLUMNS).
 
     A character is at a point that lies within its advance across and its ink (at least a third of the font size) down.
     ``fonts`` is the project's set when None; one without Chinese fonts gives Latin text alone.
@@ -41,8 +47,10 @@ def dense_tile(
     fonts = fonts or default_fonts()
     degrees = float(rng.uniform(-_MAX_DEGREES, _MAX_DEGREES)) if rng.random() < 0.7 else 0.0
     scale = float(rng.uniform(0.92, 1.08))
-    size = canvas_size(degrees, scale, (TILE, TILE))
-    turn = turned(degrees, scale, size, (TILE, TILE))
+    stretch, slant = 1.0, 0.0
+    if split == "train" and rng.random() < 0.5:  # shapes of letters between those of its fonts
+        stretch, slant = math.exp(float(rng.uniform(-_STRETCH, _STRETCH))), float(rng.uniform(-_SLANT, _SLANT))
+    turn, size = turned(degrees, scale, (TILE, TILE), stretch, slant)
     paper = paper_colour(rng, split)
     canvas = background(rng, split, *size, paper)
     under = np.zeros((size[1], size[0]), np.int16)
@@ -52,14 +60,14 @@ def dense_tile(
     if has_shapes:
         _strew(rng, canvas, under)
     picture = photographed(rng, turn.apply(canvas, (TILE, TILE)))
-    return np.asarray(picture), labels_at_centres(under, turn.coefficients)
+    return np.asarray(picture), labels_under(under, turn.coefficients)
 
 
-def labels_at_centres(under: Labels, coefficients: tuple[float, ...]) -> Labels:
-    """What of ``under`` (canvas height, canvas width) lies at the centre of each patch, int16 (16, 16)."""
+def labels_under(under: Labels, coefficients: tuple[float, ...]) -> Labels:
+    """What of ``under`` (canvas height, canvas width) lies at the places of each patch, int16 (16, 16 * COLUMNS)."""
     a, b, c, d, e, f = coefficients
-    centres = np.arange(GRID) * PATCH + PATCH / 2
-    x, y = centres[None], centres[:, None]
+    x = ((np.arange(GRID * COLUMNS) + 0.5) * PATCH / COLUMNS)[None]
+    y = (np.arange(GRID) * PATCH + PATCH / 2)[:, None]
     columns = np.clip((a * x + b * y + c).astype(np.intp), 0, under.shape[1] - 1)
     rows = np.clip((d * x + e * y + f).astype(np.intp), 0, under.shape[0] - 1)
     return under[rows, columns]

@@ -36,7 +36,7 @@ from models.training.texthawk2.synth.words import chinese_word, latin_word
 
 _MIN_CONTRAST = 60.0
 _MAX_DEGREES = 6.0
-_LARGEST_WORD = 40.0
+_LARGEST_WORD = 48.0
 _WHERE = ("Where is {}?", "Find {}.", "Locate {}.")
 _WHAT = ("What is in {}?", "What does {} show?")
 _WHAT_TEXT = ("What is the text in {}?", "Read the text in {}.", "What is in {}?")

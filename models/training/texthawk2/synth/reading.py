@@ -1,4 +1,4 @@
-"""Tasks of reading: a word, a line, Chinese characters, two pictures, several lines, a page."""
+"""Tasks of reading: a word, a line, Chinese characters, two pictures, a page."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _MAX_DEGREES = 6.0
 _READ = ("Read the text.", "What is written here?", "What does the image say?")
 _READ_WORD = (*_READ, "Read the word.")
 _READ_LINE = (*_READ, "Read the line.")
-_READ_LINES = ("Read all lines.", "Read the text line by line.", "Read the text.")
 _READ_PAGE = ("Read the whole page.", "Transcribe the page.", "Read the page from top to bottom.")
 _READ_NUMBERED = ("Read the {} image.", "What is written in the {} picture?", "What does the {} image say?")
 _READ_BOTH = ("Read both images.", "What do the two images say?", "Read the images.")
 _PAGE_CHARACTERS = 250
+_PAGE_SMALLEST = 22.0
 _STRIP_SHARE = 0.08
 
 Line = tuple[Face, int, str]
@@ -53,13 +53,14 @@ def word(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -
 
 
 def line(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
-    """Two to five Latin words on one line."""
+    """Three to five Latin words on one line; in training also two."""
     kind = rng.random()
-    frame = strip(rng) if kind < 0.1 else many_tiles(rng, wide=True) if kind < 0.4 else one_tile(rng)
+    frame = strip(rng) if kind < 0.15 else many_tiles(rng, wide=True) if kind < 0.7 else one_tile(rng)
+    fewest = 2 if split == "train" else 3
     fonts = fonts or default_fonts()
     while True:
         face = random_face(rng, fonts.families("latin", split))
-        text = " ".join(latin_word(rng, split, 9) for _ in range(int(rng.integers(2, 6))))
+        text = " ".join(latin_word(rng, split, 9) for _ in range(int(rng.integers(fewest, 6))))
         fitted = _fitted(face, _size(rng, frame), text, frame)
         if fitted:
             return _reading(rng, split, frame, "line", [fitted], _READ_LINE)
@@ -90,20 +91,6 @@ def two_pictures(rng: np.random.Generator, split: Split, fonts: FontSet | None =
     return Example(first.image, "two_pictures", chosen, others=(second.image,))
 
 
-def mixed_lines(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
-    """Two to four short lines, Latin or Chinese (Latin alone when the font set has no Chinese)."""
-    fonts = fonts or default_fonts()
-    frame = any_frame(rng)
-    count = int(rng.integers(2, 5))
-    lines: list[Line] = []
-    while len(lines) < count:
-        size = min(_size(rng, frame), round(frame.height / (count * 1.6)))
-        fitted = _short_line(rng, split, fonts, frame, size, 0.45)
-        if fitted:
-            lines.append(fitted)
-    return _reading(rng, split, frame, "mixed_lines", lines, _READ_LINES)
-
-
 def page(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
     """A small page of 4 to 10 lines in one font, up to about 250 characters, some with a title or a Chinese line."""
     fonts = fonts or default_fonts()
@@ -111,7 +98,7 @@ def page(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -
     face = random_face(rng, fonts.families("latin", split))
     count = int(rng.integers(4, 11))
     chinese_face = random_face(rng, fonts.families("chinese", split)) if fonts.chinese and rng.random() < 0.3 else None
-    smallest = SMALLEST_TEXT / frame.zoom
+    smallest = _PAGE_SMALLEST / frame.zoom
     largest = min(frame.height / (count * 1.3 + 0.6), 34 / frame.zoom)
     size = round(max(float(rng.uniform(smallest, max(largest, smallest))), smallest))
     room = frame.width * float(rng.uniform(0.75, 0.93))
@@ -143,17 +130,6 @@ def _page_line(
             words.pop()
             break
     return face, size, " ".join(words)
-
-
-def _short_line(
-    rng: np.random.Generator, split: Split, fonts: FontSet, frame: Frame, size: int, chinese_share: float
-) -> Line | None:
-    if fonts.chinese and rng.random() < chinese_share:
-        face = random_face(rng, fonts.families("chinese", split))
-        return _fitted(face, size, chinese_word(rng, split), frame, SMALLEST_CHINESE - 2)
-    face = random_face(rng, fonts.families("latin", split))
-    text = " ".join(latin_word(rng, split, 9) for _ in range(int(rng.integers(1, 4))))
-    return _fitted(face, size, text, frame)
 
 
 def _frame(rng: np.random.Generator) -> Frame:

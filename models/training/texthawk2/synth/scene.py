@@ -18,9 +18,10 @@ from models.families.texthawk2.tiling import TilingLimits, best_grid
 from models.training.texthawk2.synth.backgrounds import Colour
 from models.training.texthawk2.synth.fonts import Face, Family, Glyph, Split, draw_text, font
 
-# A letter of the smallest text is about as wide as a patch; two on one patch were hardly ever told apart.
-SMALLEST_TEXT, LARGEST_TEXT = 22.0, 60.0
-SMALLEST_CHINESE = 24.0
+# A letter of 32 pixels an em is a little wider than a patch of 14. Below, a third of the words is lost to patches that
+# show parts of two letters (docs/experiments.md, probes of the shipped weights).
+SMALLEST_TEXT, LARGEST_TEXT = 32.0, 72.0
+SMALLEST_CHINESE = 32.0
 LIMITS = TilingLimits(max_area=12, max_side=6)
 _GAP = 3
 _TRIES = 40
@@ -82,7 +83,7 @@ def any_frame(rng: np.random.Generator) -> Frame:
 
 
 def text_size(rng: np.random.Generator, frame: Frame, smallest: float = SMALLEST_TEXT) -> int:
-    """Pixels per em in the picture so that the model sees ``smallest`` to 60, small ones as often as large ones."""
+    """Pixels per em in the picture so that the model sees ``smallest`` to 72, small ones as often as large ones."""
     seen = smallest * math.exp(math.log(LARGEST_TEXT / smallest) * float(rng.random()))
     return max(round(seen / frame.zoom), 9)
 

@@ -38,3 +38,13 @@ def test_windows_hold_the_patches_that_a_token_is_made_of() -> None:
     assert windows.shape == (CONFIG.tokens_per_tile, 16)
     assert windows[1].tolist() == [8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31]
     assert sorted(windows.flatten().tolist()) == list(range(side * side))
+
+
+def test_windows_hold_every_place_across_a_patch() -> None:
+    side = CONFIG.patches_side
+    labels = torch.arange(side * side * 3)[None]
+    windows = WindowHead(CONFIG, 5, per_patch=3).arrange(labels)[0]
+    assert windows.shape == (CONFIG.tokens_per_tile, 48)
+    assert windows[0].tolist() == [*range(24), *range(48, 72)]
+    assert windows[1, :3].tolist() == [24, 25, 26]
+    assert sorted(windows.flatten().tolist()) == list(range(side * side * 3))
