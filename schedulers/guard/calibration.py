@@ -27,7 +27,7 @@ MIN_NUM = 599
 """Answers that one can be compared with: of six detectors together, none can find fewer rare at 1%."""
 MIN_NUM_OF_CAP = 99
 """To say where 95% of the answers of a group end."""
-_ASCENDING = ("residuals", "repeat", "special_run", "eos", "squeeze", "screen")
+_ASCENDING = ("residuals", "repeat", "special_run", "eos", "squeeze")
 Value = TypeVar("Value")
 
 
@@ -39,7 +39,7 @@ class Group:
     reached their ``max_tokens``, and would have been longer by nobody knows how much. ``p95_tokens``: that 95% of the
     answers do not exceed. The rest is one value for each answer, ascending, empty where it was not measured:
     ``repeat``, the smallest share of different 4-grams in a window; ``special_run``, the longest run of special tokens;
-    ``eos``, the largest CUSUM; ``squeeze``, the embedding's distance; ``screen``, the pre-screen's score.
+    ``eos``, the largest CUSUM; ``squeeze``, the embedding's distance.
     ``eos_median``: of the end's log-probability, by position; the last one holds for all that follow.
 
     Raises: ValueError: numbers that contradict each other.
@@ -53,7 +53,6 @@ class Group:
     eos: tuple[float, ...] = ()
     eos_median: tuple[float, ...] = ()
     squeeze: tuple[float, ...] = ()
-    screen: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num < 1 or self.p95_tokens < 1:

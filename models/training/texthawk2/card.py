@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from models.families.texthawk2.auto import register
@@ -22,9 +23,18 @@ from models.training.texthawk2.evaluation import GROUNDING, SEED, Answered, answ
 from models.training.texthawk2.synth.examples import MEASURED
 from models.training.texthawk2.synth.fonts import HELD_OUT_CHINESE, HELD_OUT_LATIN, default_fonts, font
 
-AIMS = {"word": 0.95, "chinese": 0.85, "ground_shape": 0.85, "ground_text": 0.85, "chinese_ground": 0.85}
+AIMS = {
+    "word": 0.95,
+    "line": 0.80,
+    "chinese": 0.92,
+    "ground_shape": 0.85,
+    "ground_text": 0.85,
+    "chinese_ground": 0.85,
+    "count": 0.90,
+    "caption": 0.80,
+}
 """Shares of right answers that this checkpoint was made to reach."""
-CURVES = ("word", "chinese", "line", "ground_shape", "read_box", "caption")
+CURVES = ("word", "chinese", "line", "ground_shape", "ground_text", "count", "caption")
 CELL = (300, 330)
 COLUMNS = 4
 
@@ -33,7 +43,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--count", type=int, default=200, help="held-out pictures per task")
+    parser.add_argument("--count", type=int, default=500, help="held-out pictures per task")
     args = parser.parse_args()
     write_card(args.checkpoint, args.count)
 
@@ -47,8 +57,7 @@ def write_card(checkpoint: Path, count: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     answers: list[Answered] = []
     for task in MEASURED:
-        fewer = count // 4 if task == "page" else count
-        answers += answer(model, tokenizer, held_out(task, fewer))
+        answers += answer(model, tokenizer, held_out(task, count))
         print(task, {key: round(value, 3) for key, value in summarise(answers)[task].items()}, flush=True)
     summary = summarise(answers)
     (checkpoint / "evaluation.json").write_text(json.dumps({"seed": SEED, "tasks": summary}, indent=1) + "\n")
@@ -104,6 +113,20 @@ def _running_steps(log: Sequence[Mapping[str, Any]]) -> list[int]:
         previous = int(one["step"])
         steps.append(base + previous)
     return steps
+
+
+def at_ten_times(log: Sequence[Mapping[str, Any]], task: str) -> float | None:
+    """Share right after ten times as many steps, if the error goes on falling as a power of the steps; None: no curve.
+
+    Fitted to the last two thirds of the latest run, in which nothing was frozen or begun anew.
+    """
+    steps = _running_steps(log)
+    points = [(step, 1 - one[f"exact_{task}"]) for step, one in zip(steps, log, strict=True) if f"exact_{task}" in one]
+    points = [(step, wrong) for step, wrong in points[len(points) // 3 :] if 0 < wrong < 1]
+    if len(points) < 4:
+        return None
+    slope, height = np.polyfit(*np.log(points).T, 1)
+    return float(1 - np.exp(height + min(slope, 0.0) * np.log(10 * steps[-1])))
 
 
 def draw_answers(answers: Sequence[Answered], path: Path, most: int = 16) -> None:

@@ -38,8 +38,8 @@ def turned(
 ) -> tuple[Turn, tuple[int, int]]:
     """Turn by ``degrees`` and enlarge by ``scale``, in an output of (width, height); centre goes to centre.
 
-    ``stretch``: by how much wider than high everything becomes. ``slant``: how far upright strokes lean to the right, as
-    the tangent of their angle. Returns the map, and the smallest canvas (width, height) that covers the whole output.
+    ``stretch``: by how much wider than high everything becomes. ``slant``: the tangent of the angle by which upright
+    strokes lean to the right. Returns the map, and the smallest canvas (width, height) that covers the whole output.
     """
     cosine, sine = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
     a, b = cosine / stretch + slant * sine, -sine / stretch + slant * cosine

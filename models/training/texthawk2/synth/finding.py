@@ -150,9 +150,9 @@ def caption(rng: np.random.Generator, split: Split, fonts: FontSet | None = None
 
 
 def count(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
-    """How many of a shape, of a colour, of a coloured shape, or of all shapes? 0 to 8; one to three questions."""
+    """How many of a shape, of a colour, of a coloured shape, or of all shapes? 0 to 6; one to three questions."""
     frame = any_frame(rng)
-    number = int(rng.integers(1, 9))
+    number = int(rng.integers(1, 7))
     # Few kinds, so that counts above one are common.
     shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[: int(rng.integers(1, 4))]]
     colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[: int(rng.integers(1, 4))]]

@@ -14,9 +14,12 @@ from torch import Tensor
 from models.families.texthawk2.tokenizer import build_nano_tokenizer
 from models.training.log import LOG_FILE, TrainingLog
 from models.training.texthawk2 import language_stage as stage
+from models.training.texthawk2.batches import Encoder, collate
 from models.training.texthawk2.export import export
 from models.training.texthawk2.synth.charset import CHINESE
 from models.training.texthawk2.synth.dense import dense_tile
+from models.training.texthawk2.synth.examples import TASKS
+from models.training.texthawk2.vision_stage import shown_again
 from tests.support.synth_fonts import DEJAVU
 
 
@@ -105,3 +108,35 @@ def test_log_goes_with_the_weights_from_run_to_checkpoint_to_run(shipped: Path, 
     TrainingLog(next_run / LOG_FILE).write(step=100, loss=1.0)
     stage.continue_log(checkpoint, next_run)  # begun already: as it is
     assert [json.loads(line)["loss"] for line in (next_run / LOG_FILE).read_text().splitlines()] == [1.5, 1.0]
+
+
+def test_frozen_eyes_look_once_and_the_answers_are_learnt_as_from_the_pictures(shipped: Path) -> None:
+    tokenizer = build_nano_tokenizer(CHINESE)
+    args = argparse.Namespace(**vars(_args(shipped, "vision")), shows=2, seed=0)
+    model, heads = stage.build_parts(args, tokenizer)
+    stage.freeze(model, args.freeze)
+    encoder, rng = Encoder(tokenizer, 12, 6), np.random.default_rng(3)
+    batch = collate([encoder(TASKS[name](rng, "train", DEJAVU)) for name in ("word", "two_pictures")], 0)
+    looked = next(stage.looked_at(model, iter([batch] * 300), args))
+    assert looked.tokens is not None
+    assert len(looked.tiles) == 0
+    expected, found = (stage.losses(model, heads, one)[0] for one in (batch, looked))
+    assert torch.allclose(expected, found, rtol=1e-3)
+    found.backward()
+    assert all((value.grad is None) == (not value.requires_grad) for value in model.language_model.parameters())
+
+
+def test_each_thing_is_shown_so_often_and_not_in_a_row() -> None:
+    made = iter(range(10_000))
+    shown = shown_again(lambda: next(made), 3, np.random.default_rng(0), kept=50)
+    first = [next(shown) for _ in range(3000)]
+    times = np.bincount(first)
+    assert times.max() == 3
+    assert len(times) == pytest.approx(1000 + 50 * 2 / 3, abs=25), "but for those that still wait"
+    assert np.mean(np.diff(first) == 0) < 0.05
+
+
+def test_what_is_shown_once_comes_in_order() -> None:
+    made = iter(range(100))
+    shown = shown_again(lambda: next(made), 1, np.random.default_rng(0), kept=50)
+    assert [next(shown) for _ in range(20)] == list(range(20))
