@@ -125,7 +125,8 @@ def at_ten_times(log: Sequence[Mapping[str, Any]], task: str) -> float | None:
     points = [(step, wrong) for step, wrong in points[len(points) // 3 :] if 0 < wrong < 1]
     if len(points) < 4:
         return None
-    slope, height = np.polyfit(*np.log(points).T, 1)
+    log_steps, log_wrong = np.log(np.asarray(points, float)).T
+    slope, height = np.polyfit(log_steps, log_wrong, 1)
     return float(1 - np.exp(height + min(slope, 0.0) * np.log(10 * steps[-1])))
 
 

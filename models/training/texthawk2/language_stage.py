@@ -63,6 +63,8 @@ CORNERS = (0, 1, 3, 4)
 FROZEN = ("tower", "vision", "model")
 AVERAGE_DECAY = 0.995
 KEPT_BATCHES = 200
+_LARGER = [((rows, columns), rows * columns + 1) for rows, columns in ((2, 2), (1, 2), (1, 3), (2, 1), (2, 3), (3, 2))]
+"""Grids of more than one tile, and how many tiles they take, the thumbnail included."""
 DETECTION_WEIGHT = 1.0
 DENSE_WEIGHT = 0.5
 
@@ -277,14 +279,29 @@ def dense_losses(
     model: TextHawk2ForConditionalGeneration, heads: nn.ModuleDict, tiles: Tensor, labels: Tensor
 ) -> Tensor:
     """Characters named from the tower's patches, and again from the connector's tokens."""
+    grids = dense_grids(len(tiles))
     with fast_products():
         levels = read_levels(model.vision_tower, normalise(tiles), model.config.vision_levels)
         named = name_patches(heads["characters"], levels[-1])
-        tokens = torch.stack(model.connector(levels, [(1, 1)] * len(tiles)))
+        tokens = torch.cat(model.connector(levels, grids))
         window_head = cast(WindowHead, heads["windows"])
-        windows, expected = window_head(tokens), window_head.arrange(labels)
-    places = place_loss(heads, tokens.flatten(0, 1), [(1, 1)] * len(tiles))
-    return character_loss(named, labels) + character_loss(windows.flatten(1, 2), expected.flatten(1)) + places
+        windows, expected = window_head(tokens), window_head.arrange(labels, grids)
+    places = place_loss(heads, tokens, grids)
+    return character_loss(named, labels) + character_loss(windows, expected) + places
+
+
+def dense_grids(num_tiles: int) -> list[tuple[int, int]]:
+    """Tiles as pictures of one tile, and two in five of them as larger ones, whose places the connector must know too.
+
+    What stands for the thumbnail there is a tile as any other: tokens are made of their own tile alone.
+    """
+    grids: list[tuple[int, int]] = []
+    left = 2 * num_tiles // 5
+    for grid, count in _LARGER:
+        if count <= left:
+            grids.append(grid)
+            left -= count
+    return grids + [(1, 1)] * (num_tiles - sum(rows * columns + 1 for rows, columns in grids))
 
 
 def place_loss(heads: nn.ModuleDict, tokens: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
@@ -340,8 +357,9 @@ def measured(
     window_head = cast(WindowHead, heads["windows"])
     with fast_products():
         levels = read_levels(model.vision_tower, normalise(tiles), model.config.vision_levels)
-        windows = window_head(torch.stack(model.connector(levels, [(1, 1)] * len(tiles)))).argmax(-1)
-    expected = window_head.arrange(labels)
+        grids = [(1, 1)] * len(tiles)
+        windows = window_head(torch.cat(model.connector(levels, grids))).argmax(-1)
+    expected = window_head.arrange(labels, grids)
     named = shares_by_kind(windows == expected, expected)
     exact = exact_matches(model, heads, held_out) if held_out else {}
     return {**{f"tokens_{kind}": share for kind, share in named.items()}, **exact}

@@ -26,16 +26,28 @@ class WindowHead(nn.Module):
         self.fc = nn.Linear(config.text_config.hidden_size, self.places * num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens of single tiles (B, N, width) to logits (B, N, places of a window, classes)."""
+        """Tokens (N, width) to logits (N, places of a window, classes)."""
         normed = nn.functional.layer_norm(tokens, tokens.shape[-1:])
         logits: Tensor = self.fc(normed)
-        return logits.view(*tokens.shape[:2], self.places, self.num_classes)
+        return logits.view(len(tokens), self.places, self.num_classes)
 
-    def arrange(self, labels: Tensor) -> Tensor:
-        """Labels (B, side * side * per_patch), row by row, to (B, N, places of a window), window by window."""
-        across = self.side * self.per_patch // self.columns
-        windows = labels.view(-1, self.side // 2, 2, across, self.columns)
-        return windows.transpose(2, 3).reshape(len(labels), -1, self.places)
+    def arrange(self, labels: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Labels of tiles (T, side * side * per_patch), row by row, to those of all pictures' tokens in the connector's
+        order, (N, places of a window)."""
+        counts = [rows * columns + (rows * columns > 1) for rows, columns in grids]
+        maps = torch.split(labels.view(len(labels), self.side, -1), counts)
+        pictures = zip(maps, grids, strict=True)
+        return torch.cat([part for tiles, grid in pictures for part in self._of_picture(tiles, grid)])
+
+    def _of_picture(self, tiles: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+        """The thumbnail's, if there is one, then those of all other tiles as one page."""
+        rows, columns = grid
+        page = tiles[-rows * columns :].view(rows, columns, self.side, -1).transpose(1, 2).reshape(rows * self.side, -1)
+        return [self._windows(one) for one in (*tiles[: -rows * columns], page)]
+
+    def _windows(self, page: Tensor) -> Tensor:
+        """Labels (height, width) to windows, row by row, each row by row."""
+        return page.reshape(len(page) // 2, 2, -1, self.columns).transpose(1, 2).reshape(-1, self.places)
 
 
 class PlaceHead(nn.Module):

@@ -140,3 +140,11 @@ def test_what_is_shown_once_comes_in_order() -> None:
     made = iter(range(100))
     shown = shown_again(lambda: next(made), 1, np.random.default_rng(0), kept=50)
     assert [next(shown) for _ in range(20)] == list(range(20))
+
+
+@pytest.mark.parametrize("num_tiles", [1, 7, 8, 20, 48])
+def test_two_dense_tiles_in_five_are_of_larger_pictures(num_tiles: int) -> None:
+    counts = [rows * columns + (rows * columns > 1) for rows, columns in stage.dense_grids(num_tiles)]
+    assert sum(counts) == num_tiles
+    assert sum(count for count in counts if count > 1) <= 0.4 * num_tiles
+    assert (max(counts) > 1) == (num_tiles >= 8)
