@@ -33,7 +33,7 @@ from models.training.texthawk2.synth.examples import MEASURED
 from models.training.texthawk2.timing import ALONE, Run, fit_answers, held_out_of, time_answers
 
 CAPS = (8, 16, 32, 64, 128, 320)
-"""The longest is that of the evaluation: a page of text."""
+"""The longest is that of the evaluation."""
 _BATCH = 16
 
 
@@ -67,14 +67,14 @@ def calibrate(
     on_progress: OnProgress = lambda what, done, total: None,
     **_ignored: object,
 ) -> Path:
-    """Measure and write the table. Returns its path. ``count``: pictures of a task; of pages a quarter.
-    ``repeats``: of what is timed.
+    """Measure and write the table. Returns its path. ``count``: pictures of a task. ``repeats``: of what is
+    timed.
 
     Raises: ValueError: the fonts that pictures are rendered with are not here.
     """
     assert variant.weights is not None
     hardware, tasks = calibration.hardware(torch.device("cpu"), num_threads), _tasks(variant.weights)
-    examples = [one for task in tasks for one in held_out(task, count // 4 if task == "page" else count)]
+    examples = [one for task in tasks for one in held_out(task, count)]
     (tiles,) = (knob for knob in knobs_of(family, variant) if knob.name == MAX_TILES)
     choices = [int(value) for value in tiles.points]
     register()
