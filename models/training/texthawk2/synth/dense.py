@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.training.texthawk2.synth.backgrounds import background, ink_colour, paper_colour
-from models.training.texthawk2.synth.camera import photographed, turned
+from models.training.texthawk2.synth.camera import other_weight, photographed, turned
 from models.training.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF, LATIN
 from models.training.texthawk2.synth.fonts import Face, FontSet, Split, default_fonts, glyph
 from models.training.texthawk2.synth.scene import COLOURS, SHAPES, Placed, shape_colour, shape_thing
@@ -48,7 +48,7 @@ def dense_tile(
     degrees = float(rng.uniform(-_MAX_DEGREES, _MAX_DEGREES)) if rng.random() < 0.7 else 0.0
     scale = float(rng.uniform(0.92, 1.08))
     stretch, slant = 1.0, 0.0
-    if split == "train" and rng.random() < 0.5:  # shapes of letters between those of its fonts
+    if split == "train" and rng.random() < 0.7:  # shapes of letters between those of its fonts
         stretch, slant = math.exp(float(rng.uniform(-_STRETCH, _STRETCH))), float(rng.uniform(-_SLANT, _SLANT))
     turn, size = turned(degrees, scale, (TILE, TILE), stretch, slant)
     paper = paper_colour(rng, split)
@@ -59,7 +59,10 @@ def dense_tile(
         _fill(rng, split, fonts, canvas, under, paper)
     if has_shapes:
         _strew(rng, canvas, under)
-    picture = photographed(rng, turn.apply(canvas, (TILE, TILE)))
+    picture = turn.apply(canvas, (TILE, TILE))
+    if split == "train" and rng.random() < 0.3:
+        picture = other_weight(rng, picture)
+    picture = photographed(rng, picture)
     return np.asarray(picture), labels_under(under, turn.coefficients)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.training.texthawk2.synth.camera import turned
+from models.training.texthawk2.synth.camera import other_weight, turned
 from models.training.texthawk2.synth.charset import CHAR_CLASSES, CLASS_OF, LATIN
 from models.training.texthawk2.synth.dense import (
     COLUMNS,
@@ -119,6 +119,16 @@ def test_stretch_widens_and_slant_leans() -> None:
     ink = np.asarray(leaning.apply(canvas, (200, 200)))
     upper, lower = (np.flatnonzero(ink[row] > 127).mean() for row in (70, 130))
     assert upper - lower == pytest.approx(30, abs=1.5)
+
+
+def test_other_weights_are_bolder_or_finer_and_stay_where_they_are() -> None:
+    canvas = Image.new("RGB", (60, 40), "white")
+    canvas.paste((0, 0, 0), (20, 10, 26, 30))
+    rng = np.random.default_rng(0)
+    inks = [(255 - np.asarray(other_weight(rng, canvas), float)[..., 0]) / 255 for _ in range(20)]
+    amounts = np.array([ink.sum() for ink in inks])
+    assert amounts.min() < 0.85 * 120 < 1.15 * 120 < amounts.max()
+    assert all(np.average(np.arange(60), weights=ink.sum(0)) == pytest.approx(22.5, abs=0.01) for ink in inks)
 
 
 def test_points_go_to_the_canvas_and_back() -> None:
