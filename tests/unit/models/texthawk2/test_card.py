@@ -28,6 +28,6 @@ def test_without_a_curve_nothing_is_said(log: list[dict[str, float]]) -> None:
 
 def test_steps_of_earlier_runs_count() -> None:
     """The first run's first third is not looked at; its steps are."""
-    first = _log({step: 0.9 for step in range(100, 5001, 100)})
+    first = _log(dict.fromkeys(range(100, 5001, 100), 0.9))
     second = _log({step: 40.0 / (5000 + step) ** 0.5 for step in range(100, 10_001, 100)})
     assert at_ten_times([*first, *second], "word") == pytest.approx(1 - 40.0 / 150_000**0.5)
