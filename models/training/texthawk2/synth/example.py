@@ -26,6 +26,8 @@ class Example:
     others: tuple[Image.Image, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.turns:
+            raise ValueError(f"{self.task}: nothing is asked")
         said = [box for turn in self.turns for text in turn for box in parse_boxes(text)]
         if said != [box.rounded() for box in self.boxes]:
             raise ValueError(f"{self.task}: the boxes of the text and of the example differ")

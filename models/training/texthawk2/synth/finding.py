@@ -92,42 +92,43 @@ class Figure:
 def ground_shape(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
     """Where is a shape, among up to five different ones? One to three questions. Needs no fonts."""
     frame = any_frame(rng)
-    figures = _different_shapes(rng, frame, int(rng.integers(1, 6)))
-    placed, image = _scattered(rng, split, frame, figures)
-    return _where(rng, "ground_shape", frame, image, placed, [figure.asked for figure, _ in placed])
+    return _where(rng, "ground_shape", split, frame, lambda: _different_shapes(rng, frame, int(rng.integers(1, 6))))
 
 
 def ground_text(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
     """Where is a word, among up to four (and some shapes)?"""
     fonts = fonts or default_fonts()
     frame = any_frame(rng)
-    figures = _different_words(rng, split, fonts, frame, int(rng.integers(1, 5)))
-    if rng.random() < 0.3:
-        figures += _different_shapes(rng, frame, int(rng.integers(1, 3)))
-    placed, image = _scattered(rng, split, frame, figures)
-    words = [(figure, where) for figure, where in placed if figure.is_text]
-    return _where(rng, "ground_text", frame, image, words, [figure.asked for figure, _ in words])
+
+    def figures() -> list[Figure]:
+        words = _different_words(rng, split, fonts, frame, int(rng.integers(1, 5)))
+        return words + (_different_shapes(rng, frame, int(rng.integers(1, 3))) if rng.random() < 0.3 else [])
+
+    return _where(rng, "ground_text", split, frame, figures)
 
 
 def chinese_ground(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
     """Where are some Chinese characters, among up to three strings (and some shapes)?"""
     fonts = fonts or default_fonts()
     frame = any_frame(rng)
-    figures = [_chinese_figure(rng, split, fonts, frame) for _ in range(int(rng.integers(1, 4)))]
-    if rng.random() < 0.3:
-        figures += _different_shapes(rng, frame, 1)
-    placed, image = _scattered(rng, split, frame, figures)
-    texts = [(figure, where) for figure, where in placed if figure.is_text]
-    return _where(rng, "chinese_ground", frame, image, texts, [figure.asked for figure, _ in texts])
+
+    def figures() -> list[Figure]:
+        texts = [_chinese_figure(rng, split, fonts, frame) for _ in range(int(rng.integers(1, 4)))]
+        return texts + (_different_shapes(rng, frame, 1) if rng.random() < 0.3 else [])
+
+    return _where(rng, "chinese_ground", split, frame, figures)
 
 
 def read_box(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
     """What is in a box: a word, or a shape's colour and name? One or two questions."""
     fonts = fonts or default_fonts()
     frame = any_frame(rng)
-    figures = _different_words(rng, split, fonts, frame, int(rng.integers(1, 4)))
-    figures += _different_shapes(rng, frame, int(rng.integers(0, 4)))
-    placed, image = _scattered(rng, split, frame, _shuffled(rng, figures))
+
+    def figures() -> list[Figure]:
+        words = _different_words(rng, split, fonts, frame, int(rng.integers(1, 4)))
+        return _shuffled(rng, words + _different_shapes(rng, frame, int(rng.integers(0, 4))))
+
+    placed, image = _placed(rng, split, frame, figures)
     turns, boxes = [], []
     for number in rng.permutation(len(placed))[: int(rng.integers(1, 3))]:
         figure, where = placed[number]
@@ -237,19 +238,28 @@ def laid_out(
 
 
 def _where(
-    rng: np.random.Generator,
-    task: str,
-    frame: Frame,
-    image: Image.Image,
-    placed: Sequence[tuple[Figure, Placed]],
-    names: Sequence[str],
+    rng: np.random.Generator, task: str, split: Split, frame: Frame, figures: Callable[[], Sequence[Figure]]
 ) -> Example:
+    """Where are one to three of the texts, or of the shapes where there are no texts?"""
+    placed, image = _placed(rng, split, frame, figures)
+    asked = [one for one in placed if one[0].is_text] or placed
     turns, boxes = [], []
-    for number in rng.permutation(len(placed))[: int(rng.integers(1, 4))]:
-        box = placed[number][1].box(frame)
-        turns.append((pick(rng, _WHERE).format(names[number]), box_text(box)))
-        boxes.append(box)
+    for number in rng.permutation(len(asked))[: int(rng.integers(1, 4))]:
+        figure, where = asked[number]
+        turns.append((pick(rng, _WHERE).format(figure.asked), box_text(where.box(frame))))
+        boxes.append(where.box(frame))
     return Example(image, task, tuple(turns), tuple(boxes))
+
+
+def _placed(
+    rng: np.random.Generator, split: Split, frame: Frame, figures: Callable[[], Sequence[Figure]]
+) -> tuple[list[tuple[Figure, Placed]], Image.Image]:
+    """Figures that found room, drawn anew until one did, and a text where there are texts."""
+    while True:
+        drawn = figures()
+        placed, image = _scattered(rng, split, frame, drawn)
+        if any(figure.is_text or not drawn[0].is_text for figure, _ in placed):
+            return placed, image
 
 
 def _one_question(

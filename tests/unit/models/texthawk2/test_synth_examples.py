@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 import pytest
@@ -361,3 +361,23 @@ def test_every_task_is_sampled_by_default() -> None:
     assert sum(WEIGHTS.values()) == pytest.approx(1.0)
     assert TASKS["word"] is reading.word
     assert TASKS["count"] is finding.count
+
+
+def test_a_conversation_without_a_question_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing is asked"):
+        Example(Image.new("RGB", (30, 30)), "ground_text", ())
+
+
+@pytest.mark.parametrize(
+    "task", ["ground_shape", "ground_text", pytest.param("chinese_ground", marks=needs_chinese_fonts), "read_box"]
+)
+def test_what_finds_no_room_is_drawn_anew(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second time nothing is placed."""
+    times = count()
+    scattered = finding._scattered
+    monkeypatch.setattr(
+        finding, "_scattered", lambda *given: scattered(*given[:-1], () if next(times) % 2 == 0 else given[-1])
+    )
+    example = TASKS[task](np.random.default_rng(0), "train", WITH_CHINESE if task == "chinese_ground" else DEJAVU)
+    assert example.turns
+    assert next(times) == 2
