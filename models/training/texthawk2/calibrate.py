@@ -29,7 +29,7 @@ from models.training.held_out import batch_s
 from models.training.sweep import sweep
 from models.training.texthawk2.evaluation import SEED, answer, held_out
 from models.training.texthawk2.synth.example import Example
-from models.training.texthawk2.synth.examples import MEASURED
+from models.training.texthawk2.synth.examples import MEASURED, TASKS
 from models.training.texthawk2.timing import ALONE, Run, fit_answers, held_out_of, time_answers
 
 CAPS = (8, 16, 32, 64, 128, 320)
@@ -108,9 +108,10 @@ def calibrate(
 
 
 def _tasks(folder: Path) -> list[str]:
-    """Those that the checkpoint was evaluated on, or else all."""
+    """Those that the checkpoint was evaluated on and that still exist, or else all."""
     try:
-        return sorted(msgspec.json.decode((folder / "evaluation.json").read_bytes())["tasks"])
+        evaluated = msgspec.json.decode((folder / "evaluation.json").read_bytes())["tasks"]
+        return sorted(task for task in evaluated if task in TASKS)
     except (OSError, KeyError, TypeError, msgspec.MsgspecError):
         return list(MEASURED)
 

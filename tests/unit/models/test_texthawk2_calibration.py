@@ -55,3 +55,9 @@ def test_each_number_of_tiles_and_each_cap_has_its_quality_and_units_their_price
         assert measured.quality(int(point.settings["max_tiles"]), cap) is not None
     assert table.prediction is not None
     assert table.prediction.runs >= 2 * 3
+
+
+def test_tasks_are_those_that_a_checkpoint_was_evaluated_on_and_that_still_exist(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text('{"tasks": {"word": {}, "count": {}, "a task of before": {}}}')
+    assert calibrated._tasks(tmp_path) == ["count", "word"]
+    assert "interview" not in calibrated._tasks(tmp_path / "none")
