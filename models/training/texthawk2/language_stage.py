@@ -62,7 +62,7 @@ CORNERS = (0, 1, 3, 4)
 """Where, after a box's open tag, its corners are predicted: a comma stands between them."""
 FROZEN = ("tower", "vision", "model")
 AVERAGE_DECAY = 0.995
-KEPT_BATCHES = 200
+KEPT_BATCHES = 40
 _LARGER = [((rows, columns), rows * columns + 1) for rows, columns in ((2, 2), (1, 2), (1, 3), (2, 1), (2, 3), (3, 2))]
 """Grids of more than one tile, and how many tiles they take, the thumbnail included."""
 DETECTION_WEIGHT = 1.0
