@@ -255,7 +255,9 @@ def embedded(model: TextHawk2ForConditionalGeneration, batch: Batch) -> Tensor:
     if batch.tokens is None:
         return model.embed(batch.input_ids, batch.tiles, batch.grids)  # type: ignore[arg-type]
     embeds: Tensor = model.get_input_embeddings()(batch.input_ids)
-    return embeds.masked_scatter((batch.input_ids == model.config.image_token_id)[..., None], batch.tokens)
+    return embeds.masked_scatter(
+        (batch.input_ids == model.config.image_token_id)[..., None], batch.tokens.to(embeds.dtype)
+    )
 
 
 def take_step(
