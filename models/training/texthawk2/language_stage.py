@@ -6,10 +6,11 @@ the connector: from each token that it makes, a linear head names the characters
     python -m models.training.texthawk2.language_stage --vision .cache/nano/vision --out .cache/nano
 
 The order that learns soonest: ``--tiles 0`` first (the connector's tokens name the characters that they cover), then
-small images (``--tiles-per-image 1``), then all; each goes on from the one before with ``--from``.
+``--freeze vision`` (the language model reads them), then all; each goes on from the one before with ``--from``.
 
 From shipped weights (``--from models/checkpoints/texthawk2-nano``) the training's own heads start fresh: first
-``--freeze model``, which teaches them alone, or their gradients disturb what the model knows.
+``--freeze model``, which teaches them alone, or their gradients disturb what the model knows. After ``--tiles 0`` the
+language model no longer knows what the connector says: ``align`` mends that, and a low rate (3e-4) keeps it.
 """
 
 from __future__ import annotations
