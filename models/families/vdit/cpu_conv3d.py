@@ -1,6 +1,6 @@
 """Convolutions over (B, C, T, H, W) as a CPU does them fast; the numbers are those of the plain ones, but for rounding.
 
-Measured in docs/benchmarks/decoder.md. Legend: O output channels.
+Measured in docs/benchmarks/video.md, part "Decoding". Legend: O output channels.
 """
 
 from __future__ import annotations
