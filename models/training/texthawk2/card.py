@@ -235,8 +235,8 @@ power of the steps. It is drawn from small held-out sets, and says no more than 
 ## What limits it
 
 Text is read from {SMALLEST_TEXT:.0f} pixels an em on, as the model sees it: a tile of 224 pixels has 16 x 16 patches
-of 14, and of smaller text two letters share a patch. The rest is training: all of it was {hours:.1f} hours of one core or
-two.
+of 14, and of smaller text two letters share a patch. The rest is training: all of it was {hours:.1f} hours of one core
+or two.
 
 ![curves](curves.png)
 
