@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks and measures on a GPU what no CPU can show: kernels, attention, denoising steps, early exit, experts.
+# Checks and measures on a GPU what no CPU can show: kernels, attention, denoising steps, early exit, experts. What is
+# left of the time trains texthawk2-nano, if transformers and the fonts of scripts/fonts.sh are there.
 #
 #   scripts/gpu_check.sh [FOLDER [MINUTES]]
 #

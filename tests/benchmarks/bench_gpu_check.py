@@ -9,7 +9,9 @@ written by then counts, and the others still run. Neither Ray nor vLLM is import
 ``kernels``: each Triton kernel against its plain twin at the shapes of Open-Sora-Plan and HunyuanVideo, bfloat16, two
 heads. ``attention``: ``bench_attention`` at those shapes with all heads. ``steps``: denoising steps of Open-Sora-Plan
 v1.2 at 29x720p, dense and sparse, random weights. ``exits``: RegNetY-800MF of Dynamic Perceiver, stage by stage.
-``experts``: grouped SwiGLU against the published loop.
+``experts``: grouped SwiGLU against the published loop. ``training``: what is left of the time goes into
+``texthawk2-nano``, from the committed weights; the folder ``reader`` beside the results can be trained on, or exported.
+Where transformers, Pillow or the fonts are missing, it is left out.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any
 from tests.benchmarks.bench_attention import search_shares
 from tests.benchmarks.common import ROOT, markdown_table, out_dir, parser_of, provenance, write_results
 
-SHARES = {"kernels": 0.2, "attention": 0.4, "steps": 0.2, "exits": 0.08, "experts": 0.07}
+SHARES = {"kernels": 0.2, "attention": 0.4, "steps": 0.2, "exits": 0.08, "experts": 0.07, "training": 0.05}
 """Of the time, at most; what a part leaves is there for the next."""
 AIMS = {"tile 2:6": 1.7, "tile 3:21": 3.3, "adaspa 0.8": 3.0}
 _PART = "VIREO_GPU_CHECK_PART"
@@ -41,11 +43,11 @@ def main() -> None:
     parser.add_argument("--only", choices=list(SHARES), action="append", help="this part (may be repeated)")
     args = parser.parse_args()
     if part := os.environ.get(_PART):
-        run_part(part, args.device)
+        run_part(part, args.device, 60.0 * args.minutes, out_dir(args))
         return
     document = {**provenance("gpu_check"), "benchmark": "gpu-check", "device": args.device, "minutes": args.minutes}
-    document["parts"] = carried_out(args.only or list(SHARES), args.device, 60.0 * args.minutes)
     folder = out_dir(args)
+    document["parts"] = carried_out(args.only or list(SHARES), args.device, 60.0 * args.minutes, folder)
     write_results(folder, document, shown(document["parts"]))
     if find_spec("matplotlib") is not None:
         plot(document["parts"], folder / "gpu-check.png")
@@ -53,23 +55,24 @@ def main() -> None:
         sys.exit(1)
 
 
-def carried_out(chosen: list[str], device: str, seconds: float) -> dict[str, Any]:
+def carried_out(chosen: list[str], device: str, seconds: float, folder: Path) -> dict[str, Any]:
     """Rows and the problem, if there was one, of each part."""
     began_s, found = time.monotonic(), {}
     for place, part in enumerate(chosen):
         left_s = seconds - (time.monotonic() - began_s)
         ours = SHARES[part] / sum(SHARES[one] for one in chosen[place:])
-        found[part] = _in_a_process(part, device, left_s * ours)
+        found[part] = _in_a_process(part, device, left_s * ours, folder)
         print(f"{part}: {found[part]['problem'] or 'done'} ({found[part]['seconds']:.0f} s)", flush=True)
     return found
 
 
-def _in_a_process(part: str, device: str, limit_s: float) -> dict[str, Any]:
+def _in_a_process(part: str, device: str, limit_s: float, folder: Path) -> dict[str, Any]:
     """One part. Its rows are lines of JSON on its standard output, so that a part that is stopped has said some."""
     environment = {**os.environ, _PART: part}
     if device == "cpu":
         environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.benchmarks.bench_gpu_check", "--device", device]
+    command += ["--minutes", str(limit_s / 60), "--out", str(folder)]
     began_s, problem = time.monotonic(), ""
     try:
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit_s)
@@ -85,11 +88,13 @@ def _in_a_process(part: str, device: str, limit_s: float) -> dict[str, Any]:
     return {"rows": rows, "problem": problem, "seconds": round(time.monotonic() - began_s, 1)}
 
 
-def run_part(part: str, device: str) -> None:
+def run_part(part: str, device: str, limit_s: float, folder: Path) -> None:
     """In its own process. Raises: ImportError: the machine lacks what the part needs."""
     from tests.benchmarks import gpu_check_parts
 
-    for row in gpu_check_parts.PARTS[part](device):
+    is_training = part == "training"
+    rows = gpu_check_parts.training(device, limit_s, folder) if is_training else gpu_check_parts.PARTS[part](device)
+    for row in rows:
         print(json.dumps(row), flush=True)
 
 

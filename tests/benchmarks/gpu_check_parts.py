@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +24,9 @@ from models.methods.attention.block_layout import BlockLayout
 from models.methods.attention.block_sparse import block_sparse_attention
 from models.methods.attention.partial import attention_with_lse
 from models.methods.attention.triton_block_mass import triton_block_mass
+from models.training.log import LOG_FILE
 from tests.benchmarks import bench_attention, gpu_steps
+from tests.benchmarks.common import ROOT
 from tests.benchmarks.moe_kernel import Layer
 
 Row = dict[str, Any]
@@ -164,6 +169,37 @@ def _least_ms(run: Callable[[], object], device: str, rounds: int = 10) -> float
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+_STARTING_S = 40.0
+"""Of the time, for imports, measuring and saving."""
+
+
+def training(device: str, seconds: float, folder: Path) -> Iterator[Row]:
+    """What ``texthawk2-nano`` answers right, by teacher forcing, before and after the rest of the time."""
+    try:
+        from models.training.texthawk2 import language_stage
+        from models.training.texthawk2.synth.fonts import default_fonts
+
+        default_fonts()
+    except (ModuleNotFoundError, ValueError) as lacking:
+        yield {"left out": str(lacking)}
+        return
+    sizes = "--tiles 8 --dense-tiles 4 --steps 2" if is_small(device) else "--tiles 160 --dense-tiles 40 --steps 100000"
+    workers = 1 if is_small(device) else max(1, ((os.cpu_count() or 2) - 2) // 2)
+    minutes = max(seconds - _STARTING_S, 1.0) / 60
+    source, run = ROOT / "models" / "checkpoints" / "texthawk2-nano", folder / "reader"
+    options = f"--lr 6e-4 --tower-lr 3e-4 --minutes {minutes} --workers {workers} --device {device}"
+    language_stage.train(
+        language_stage.build_parser().parse_args(
+            ["--from", str(source), "--out", str(run), *sizes.split(), *options.split()]
+        )
+    )
+    lines = [json.loads(line) for line in (run / LOG_FILE).read_text().splitlines()]
+    first = max(place for place, line in enumerate(lines) if line["step"] == 0)
+    yield from (line for line in lines[first:] if "tokens_latin" in line)
 
 
 PARTS: dict[str, Callable[[str], Iterator[Row]]] = {

@@ -26,6 +26,7 @@ from models.training.average import follow
 from models.training.exvideo.autoencoder import to_pixels
 from models.training.exvideo.image_encoder import inputs
 from models.training.exvideo.scenes import Scene, draw
+from models.training.products import fast_products
 from models.training.stages import log_of, save_state, saved_state
 from models.training.vdit.conv_muon import ConvMuon
 
@@ -136,7 +137,7 @@ def loss_of(unet: UNetSpatioTemporalConditionModel, batch: Batch, sigmas: Tensor
     noisy = (batch.clips + sigma * noise) / (sigma**2 + 1).sqrt()
     target = (noise - sigma * batch.clips) / (sigma**2 + 1).sqrt()
     first = batch.first[:, None].expand(-1, noisy.shape[1], -1, -1, -1)
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # of short sequences the fastest
+    with fast_products(), sdpa_kernel(SDPBackend.MATH):  # of short sequences the fastest
         found = unet(torch.cat([noisy, first], 2), 0.25 * sigmas.log(), batch.embeds, batch.ids).sample
     losses: Tensor = (found.float() - target).square().mean((1, 2, 3, 4))
     return losses

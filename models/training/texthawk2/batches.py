@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ class Batch:
     examples: list[Example]
     tokens: Tensor | None = None
     """What the connector makes of the tiles, (N, width), where they were looked at before."""
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same with its tensors there."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: one.to(device) if isinstance(one, Tensor) else one for name, one in values.items()})
 
 
 class Encoder:

@@ -32,7 +32,7 @@ def start_alike(embedding: nn.Embedding, first_id: int) -> None:
 def answer_loss(logits: Tensor, targets: Tensor, first_id: int) -> Tensor:
     """Mean cross-entropy. ``logits`` (N, vocabulary), ``targets`` (N,); a coordinate's target is spread over its
     neighbours."""
-    ids = torch.arange(first_id, first_id + NUM_COORDINATES)
+    ids = torch.arange(first_id, first_id + NUM_COORDINATES, device=targets.device)
     is_coordinate = (targets >= first_id) & (targets < first_id + NUM_COORDINATES)
     scores = nn.functional.log_softmax(logits, -1)
     picked = scores.gather(1, targets[:, None])[:, 0]

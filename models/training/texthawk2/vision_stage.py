@@ -24,7 +24,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from models.families.texthawk2.vision import normalise, read_levels
 from models.training.log import LOG_FILE, TrainingLog
 from models.training.optimizer import Optimizers
-from models.training.texthawk2.fast import fast_products
+from models.training.products import fast_products
 from models.training.texthawk2.nano import VISION
 from models.training.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF
 from models.training.texthawk2.synth.dense import COLUMNS, DENSE_CLASSES, dense_tile
@@ -94,7 +94,7 @@ def name_patches(head: nn.Module, features: Tensor) -> Tensor:
 
 def character_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy in which background counts little. ``logits`` (B, places, classes), ``labels`` (B, places)."""
-    weights = torch.ones(logits.shape[-1])
+    weights = torch.ones(logits.shape[-1], device=logits.device)
     weights[0] = BACKGROUND_WEIGHT
     return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight=weights)
 
@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="tiles per step")
     parser.add_argument("--shows", type=int, default=3, help="times that each tile is shown")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw tiles")
     parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())
 
@@ -117,17 +119,18 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    model = CharacterTower()
+    model = CharacterTower().to(args.device)
     optimizers = Optimizers([model], muon_lr=3e-3, adam_lr=2e-3)
-    loader = iter(DataLoader(DenseTiles("train", args.batch, args.seed, args.shows), batch_size=None, num_workers=1))
-    held_out = next(iter(DenseTiles("test", 64, 99)))
+    drawn = DenseTiles("train", args.batch, args.seed, args.shows)
+    loader = iter(DataLoader(drawn, batch_size=None, num_workers=args.workers))
+    held_out = [part.to(args.device) for part in next(iter(DenseTiles("test", 64, 99)))]
     log, started_s = TrainingLog(args.out / LOG_FILE), time.monotonic()
     for step in range(args.steps):
         progress = max(step / args.steps, (time.monotonic() - started_s) / 60 / args.minutes)
         if progress >= 1:
             break
-        tiles, labels = next(loader)
-        with fast_products():
+        tiles, labels = (part.to(args.device) for part in next(loader))
+        with fast_products(tiles.device.type):
             logits = model(tiles)
         loss = character_loss(logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -142,7 +145,7 @@ def train(args: argparse.Namespace) -> None:
 @torch.no_grad()
 def accuracy(model: CharacterTower, tiles: Tensor, labels: Tensor) -> dict[str, float]:
     """Share of the places that are named right among those of Latin letters, of Chinese ones, and of shapes."""
-    with fast_products():
+    with fast_products(tiles.device.type):
         right = model(tiles).argmax(-1) == labels
     return shares_by_kind(right, labels)
 

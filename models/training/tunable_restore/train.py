@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from models.checkpoint import save_weights
 from models.contract import OnProgress, Variant
 from models.families.tunable_restore.network import random_network
 from models.training.average import follow
+from models.training.products import fast_products
 from models.training.stages import save_state, saved_state
 from models.training.tunable_restore.degrade import as_bytes, blurred, multi_loss, objectives, weights
 from models.training.tunable_restore.pictures import TRAIN, TRAIN_FONTS, VALIDATION, Pixels, pages, photographs
@@ -36,7 +38,8 @@ _SCALES = (1.0, 0.7, 0.5)
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """``text_share`` of a batch is drawn text. The last ``decay_share`` of the steps lowers the rate to nothing, and
-    draws full strengths and strong noise more often. All but the last ``precise_share`` run in bfloat16."""
+    draws full strengths and strong noise more often. All but the last ``precise_share`` run in bfloat16 where that is
+    faster."""
 
     steps: int = 3000
     batch_size: int = 16
@@ -134,7 +137,7 @@ class _Run:
             group["lr"] = self.config.learning_rate * rise * min(1.0, self._left / self.config.decay_share)
         batch = self._batch()
         given = batch.given.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._left > self.config.precise_share):
+        with fast_products() if self._left > self.config.precise_share else nullcontext():
             made = self.model(given, torch.tensor([[batch.denoise, batch.sharpen]]))
         targets = objectives(batch.sharp, batch.soft, batch.given)
         loss = multi_loss(made.float(), targets, weights(batch.denoise, batch.sharpen))

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from models.training.log import TrainingLog
+from models.training.products import fast_products
 from models.training.vdit.clips import SHORT_CLIP, render
 from models.training.vdit.judge import EVERY, Judge, JudgeNet, as_frames, judge_loss, targets
 from models.training.vdit.scenes import BACKGROUNDS, SPEEDS, Scene, sample_scene
@@ -149,7 +150,7 @@ def train(args: argparse.Namespace) -> None:
 
 def take_step(net: JudgeNet, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
     """One update. Returns the loss."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         logits = net(batch.frames)
     floats = type(logits)(*(part.float() for part in logits))
     loss = judge_loss(floats, batch.wanted, batch.speeds, batch.backgrounds)

@@ -28,6 +28,7 @@ from models.families.vdit.causal_vae import CausalVae
 from models.families.vdit.vae_layers import TimeDownsampleRes2x, TimeUpsampleRes2x
 from models.training.average import follow
 from models.training.log import TrainingLog
+from models.training.products import fast_products
 from models.training.vdit.clips import SIZE, Clip, render
 from models.training.vdit.conv_muon import ConvMuon
 from models.training.vdit.judge import Judge
@@ -241,7 +242,7 @@ def bias_of(conv: nn.Conv3d) -> Tensor:
 
 def take_step(vae: CausalVae, pixels: Tensor) -> float:
     """Forward and backward on (B, 3, T, H, W). Returns the reconstruction loss."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         posterior = vae.encode(pixels)
         decoded = vae.decode(posterior.sample())
     loss = picture_loss(decoded.float(), pixels)

@@ -31,18 +31,18 @@ MEASURED = tuple(name for name in TASKS if name not in ("interview", "page"))
 """What a user asks; an interview is made of these, and pages are not trained on."""
 CHINESE_TASKS = ("chinese", "chinese_ground")
 WEIGHTS: dict[str, float] = {
-    "word": 0.18,
-    "line": 0.16,
-    "chinese": 0.10,
-    "two_pictures": 0.04,
-    "ground_shape": 0.06,
-    "ground_text": 0.08,
-    "chinese_ground": 0.04,
-    "read_box": 0.04,
-    "caption": 0.06,
-    "count": 0.06,
-    "absent": 0.03,
-    "interview": 0.15,
+    "word": 0.10,
+    "line": 0.20,
+    "chinese": 0.06,
+    "two_pictures": 0.03,
+    "ground_shape": 0.03,
+    "ground_text": 0.04,
+    "chinese_ground": 0.02,
+    "read_box": 0.02,
+    "caption": 0.08,
+    "count": 0.05,
+    "absent": 0.02,
+    "interview": 0.35,
 }
 
 

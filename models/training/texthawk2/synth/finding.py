@@ -37,6 +37,7 @@ from models.training.texthawk2.synth.words import chinese_word, latin_word
 _MIN_CONTRAST = 60.0
 _MAX_DEGREES = 6.0
 _LARGEST_WORD = 48.0
+_MOST_QUESTIONS = 10
 _WHERE = ("Where is {}?", "Find {}.", "Locate {}.")
 _WHAT = ("What is in {}?", "What does {} show?")
 _WHAT_TEXT = ("What is the text in {}?", "Read the text in {}.", "What is in {}?")
@@ -183,16 +184,16 @@ def absent(rng: np.random.Generator, split: Split, fonts: FontSet | None = None)
 
 
 def interview(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
-    """Up to six questions about one picture, each thing in one of them: most of a step's time is spent on its picture.
+    """Up to ten questions about one picture, each thing in one of them: a picture costs as much as a dozen questions.
 
     For training; what it asks is measured by the other tasks.
     """
     fonts = fonts or default_fonts()
     frame = any_frame(rng)
-    figures = _different_words(rng, split, fonts, frame, int(rng.integers(0, 4)))
-    figures += _different_shapes(rng, frame, int(rng.integers(1, 5)))
-    if fonts.chinese and rng.random() < 0.3:
-        figures.append(_chinese_figure(rng, split, fonts, frame))
+    figures = _different_words(rng, split, fonts, frame, int(rng.integers(0, 7)))
+    figures += _different_shapes(rng, frame, int(rng.integers(1, 6)))
+    if fonts.chinese and rng.random() < 0.4:
+        figures += [_chinese_figure(rng, split, fonts, frame) for _ in range(int(rng.integers(1, 3)))]
     placed, image = _scattered(rng, split, frame, _shuffled(rng, figures))
     asked = [_one_question(rng, frame, figure, where) for figure, where in placed]
     shown = [figure for figure, _ in placed]
@@ -204,7 +205,7 @@ def interview(rng: np.random.Generator, split: Split, fonts: FontSet | None = No
         asked.append(((pick(rng, _COUNT).format(f"{shape}s"), str(number)), None))
         number = sum(name[0] == colour for name in shapes)
         asked.append(((pick(rng, _COUNT).format(f"{colour} shapes"), str(number)), None))
-    chosen = [asked[i] for i in rng.permutation(len(asked))[:6]]
+    chosen = [asked[i] for i in rng.permutation(len(asked))[:_MOST_QUESTIONS]]
     return Example(
         image, "interview", tuple(turn for turn, _ in chosen), tuple(box for _, box in chosen if box is not None)
     )

@@ -31,6 +31,7 @@ from models.identity import CHECKPOINTS
 from models.training.average import follow
 from models.training.log import LOG_FILE, TrainingLog
 from models.training.optimizer import Optimizers
+from models.training.products import fast_products
 from models.training.stages import save_state, saved_state
 from models.training.texthawk2.batches import IGNORE, Batch, Encoder, collate
 from models.training.texthawk2.language_stage import load_model, padded
@@ -219,7 +220,7 @@ def draw(rng: np.random.Generator, encoder: Encoder, split: Split, number: int) 
 def encoded(model: Model, batches: Batches) -> Tensor:
     """Tokens of all pictures, one after another (N, width)."""
     shown = batches[KINDS[0]]
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         return torch.cat(model.encode_images(shown.tiles, shown.grids))
 
 
@@ -234,7 +235,7 @@ def sight_loss(teacher: Model, student: Model, batches: Batches) -> Tensor:
 def answered(model: Model, batch: Batch, images: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the answers' tokens, and which answers are right to the last one, (B,). ``images``: tokens of
     all pictures, one after another."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         embeds = model.get_input_embeddings()(batch.input_ids)
         places = batch.input_ids == model.config.image_token_id
         embeds = embeds.masked_scatter(places[..., None], images.to(embeds.dtype))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from models.families.texthawk2.tokenizer import build_nano_tokenizer
+from models.training import products
 from models.training.log import LOG_FILE, TrainingLog
-from models.training.texthawk2 import fast
 from models.training.texthawk2 import language_stage as stage
 from models.training.texthawk2.batches import Encoder, collate
 from models.training.texthawk2.export import export
@@ -115,7 +115,7 @@ def test_log_goes_with_the_weights_from_run_to_checkpoint_to_run(shipped: Path, 
 def test_frozen_eyes_look_once_and_the_answers_are_learnt_as_from_the_pictures(
     is_half: bool, shipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast, "_is_bfloat16_faster", lambda: is_half)
+    monkeypatch.setattr(products, "_is_bfloat16_faster", lambda: is_half)
     tokenizer = build_nano_tokenizer(CHINESE)
     args = argparse.Namespace(**vars(_args(shipped, "vision")), shows=2, seed=0)
     model, heads = stage.build_parts(args, tokenizer)
@@ -153,3 +153,16 @@ def test_two_dense_tiles_in_five_are_of_larger_pictures(num_tiles: int) -> None:
     assert sum(counts) == num_tiles
     assert sum(count for count in counts if count > 1) <= 0.4 * num_tiles
     assert (max(counts) > 1) == (num_tiles >= 8)
+
+
+def test_dense_losses_make_no_tensor_beside_the_device_of_the_model(shipped: Path) -> None:
+    """A GPU's would fail as "meta" does."""
+    model, heads = (part.to("meta") for part in stage.build_parts(_args(shipped), build_nano_tokenizer(CHINESE)))
+    pixels, labels = dense_tile(np.random.default_rng(0), "train", DEJAVU)
+    tiles, places = torch.from_numpy(pixels.copy())[None].to("meta"), torch.from_numpy(labels).flatten()[None].long()
+    loss = stage.dense_losses(model, heads, tiles, places.to("meta"))
+    loss.backward()
+    assert loss.device.type == "meta"
+    assert all(value.grad.device.type == "meta" for value in model.vision_tower.parameters() if value.grad is not None)
+    with pytest.raises(RuntimeError, match="device"):
+        stage.dense_losses(model, heads, tiles, places)

@@ -51,7 +51,7 @@ def _all(task: str, split: Split, number: int, fonts: FontSet = DEJAVU) -> list[
 def _check(example: Example, task: str) -> None:
     assert example.task == task
     assert example.image.mode == "RGB"
-    assert 1 <= len(example.turns) <= (6 if task == "interview" else 3)
+    assert 1 <= len(example.turns) <= (10 if task == "interview" else 3)
     assert all(question and answer for question, answer in example.turns)
     pixels = np.asarray(example.image)
     for box in example.boxes:
