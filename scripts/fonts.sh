@@ -12,6 +12,14 @@ packages=(
   fonts-comic-neue fonts-cantarell fonts-ebgaramond fonts-jetbrains-mono fonts-yanone-kaffeesatz fonts-quicksand
   fonts-paratype fonts-courier-prime fonts-cabin fonts-go fonts-vollkorn fonts-sil-andika fonts-breip fonts-dosis
   fonts-oldstandard fonts-b612 fonts-oxygen fonts-play fonts-karla fonts-humor-sans
+  fonts-adf-accanthis fonts-adf-gillius fonts-adf-ikarius fonts-adf-libris fonts-adf-tribun fonts-adf-universalis
+  fonts-anonymous-pro fonts-arapey fonts-averia-sans-gwf fonts-averia-serif-gwf fonts-cardo fonts-century-catalogue
+  fonts-clear-sans fonts-compagnon fonts-crosextra-carlito fonts-fantasque-sans fonts-fanwood
+  fonts-firacode fonts-gfs-didot fonts-gfs-neohellenic fonts-goudybookletter fonts-hermit fonts-inter fonts-jura
+  fonts-klee fonts-league-mono fonts-league-spartan fonts-lindenhill fonts-manrope fonts-monofur fonts-monoid
+  fonts-mononoki fonts-nanum fonts-opendyslexic fonts-prociono fonts-quattrocento fonts-sil-charis fonts-sil-gentiumplus
+  fonts-sora fonts-tlwg-garuda-ttf fonts-tlwg-kinnari-ttf fonts-tlwg-purisa-ttf fonts-tlwg-sawasdee-ttf
+  fonts-tlwg-umpush-ttf fonts-tuffy fonts-urw-base35 fonts-yrsa-rasa
   # Chinese
   fonts-noto-cjk fonts-wqy-zenhei fonts-wqy-microhei fonts-arphic-uming fonts-arphic-ukai fonts-lxgw-wenkai
   fonts-smiley-sans fonts-babelstone-han

@@ -5,6 +5,7 @@ What is written appears in one move, so that a kill at any moment leaves a whole
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -15,6 +16,17 @@ from typing import Any
 import torch
 
 from models.training.log import TrainingLog
+
+
+def stage_parser(about: str | None, *, minutes: float, lr: float, seed: int = 1) -> argparse.ArgumentParser:
+    """The options of every stage that trains for some minutes into a folder; with these defaults."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=minutes)
+    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=seed)
+    return parser
 
 
 def once(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 from models.families.vdit.causal_vae import CausalVae
 from models.training.average import follow
 from models.training.log import TrainingLog
+from models.training.stages import stage_parser
 from models.training.vdit.clips import SIZE
 from models.training.vdit.latents_stage import load_vae
 from models.training.vdit.nano import FRAMES, with_small_decoder
@@ -32,12 +32,7 @@ DECODING = ("decoder", "post_quant_conv")
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=5)
+    parser = stage_parser(__doc__, minutes=25.0, lr=5e-3, seed=5)
     train(parser.parse_args())
 
 

@@ -32,6 +32,7 @@ from models.methods.samplers.schedule import NoiseSchedule
 from models.training.average import follow
 from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
+from models.training.stages import stage_parser
 from models.training.vdit.dit_stage import HELD_BACK, SPARSE, TextToLatents, error_weights
 from models.training.vdit.latents_stage import read_shards
 from models.training.vdit.nano import FRAMES, MAX_WORDS, nano_transformer
@@ -58,16 +59,11 @@ class Text:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=12.0)
+    parser = stage_parser(__doc__, minutes=12.0, lr=6e-4, seed=3)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--two", type=float, default=0.3, help="share of lessons with two objects")
     parser.add_argument("--begin-from", type=Path, help="checkpoint with a student, which the teacher went on from")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=3)
     train(parser.parse_args())
 
 

@@ -15,7 +15,6 @@ import copy
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -30,6 +29,7 @@ from models.methods.samplers.schedule import NoiseSchedule
 from models.training.average import follow
 from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
+from models.training.stages import stage_parser
 from models.training.vdit.binding import Binding
 from models.training.vdit.latents_stage import read_shards
 from models.training.vdit.nano import FRAMES, LONG_FRAMES, MAX_WORDS, nano_transformer
@@ -103,14 +103,9 @@ def start_quiet(transformer: OpenSoraT2V) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=45.0)
+    parser = stage_parser(__doc__, minutes=45.0, lr=2e-3)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())
 
 

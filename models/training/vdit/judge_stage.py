@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from models.training.log import TrainingLog
 from models.training.products import fast_products
+from models.training.stages import stage_parser
 from models.training.vdit.clips import SHORT_CLIP, render
 from models.training.vdit.judge import EVERY, Judge, JudgeNet, as_frames, judge_loss, targets
 from models.training.vdit.scenes import BACKGROUNDS, SPEEDS, Scene, sample_scene
@@ -112,13 +112,8 @@ def _blur(frames: Tensor, sigma: float) -> Tensor:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=5.0)
+    parser = stage_parser(__doc__, minutes=5.0, lr=3e-3)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from the judge that is there")
     train(parser.parse_args())
 

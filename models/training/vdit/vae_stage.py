@@ -29,6 +29,7 @@ from models.families.vdit.vae_layers import TimeDownsampleRes2x, TimeUpsampleRes
 from models.training.average import follow
 from models.training.log import TrainingLog
 from models.training.products import fast_products
+from models.training.stages import stage_parser
 from models.training.vdit.clips import SIZE, Clip, render
 from models.training.vdit.conv_muon import ConvMuon
 from models.training.vdit.judge import Judge
@@ -99,12 +100,7 @@ def to_clip(pixels: Tensor) -> Clip:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=1)
+    parser = stage_parser(__doc__, minutes=20.0, lr=5e-3)
     parser.add_argument("--channels", type=int, default=LATENT_CHANNELS, help="of the latents")
     parser.add_argument(
         "--resume", type=Path, help="weights to go on from, with as many latent channels or fewer; whole clips only"

@@ -85,7 +85,7 @@ def test_script_fetches_every_package_that_is_listed() -> None:
 
 
 def test_missing_fonts_are_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ukai\.ttc.* more missing in .*scripts/fonts\.sh"):
+    with pytest.raises(ValueError, match=r"fonts-adf-accanthis/.* more missing in .*scripts/fonts\.sh"):
         load_fonts(tmp_path)
 
 
