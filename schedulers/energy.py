@@ -3,7 +3,8 @@
 Windows of a second or more are closed one after the other, from one reading of the counter to the next:
 
     metered = idle + elsewhere + active       idle: watts that were measured while nothing ran, times the window
-    rate    = active / work                   joules of a second of work, over the latest windows
+    rate    = active / work                   joules of a second of work, over the latest windows; where watts are
+                                              declared, they count as a tenth of a second of such work
 
 Work is counted in the busy seconds that requests are told (a batch's seconds, split by the units of its rows), so a
 request's joules are its seconds times the rate, whoever came first. Most requests end before their window does. They
@@ -21,6 +22,9 @@ from dataclasses import dataclass
 _KEPT = 0.7
 """Of the sums of earlier windows, at each that follows: a rate is of the latest three or so."""
 _KEPT_IDLE = 0.9
+_DECLARED_S = 0.1
+"""Seconds of work that declared watts weigh as much as. What else a process does varies from window to window by more
+joules than a few milliseconds of work take."""
 _MOST_CORRECTION = 2.0
 """A rate is told at half to twice of what was measured, however much is carried."""
 
@@ -98,6 +102,7 @@ class EnergyAccount:
 
     def __init__(self, *, declared_watts: float | None = None) -> None:
         self._declared = declared_watts
+        self._declared_s = 0.0 if declared_watts is None else _DECLARED_S
         self._rate = declared_watts
         self._active_j = self._work_s = 0.0  # of the latest windows, older ones less
         self._idle_j = self._idle_s = 0.0
@@ -160,7 +165,7 @@ class EnergyAccount:
         else:
             self._active_j += active_j
             self._told_s = self._done_s  # nothing runs: whatever was not told by now never will be
-        measured = self._active_j / self._work_s if self._work_s else 0.0
+        measured = self._measured()
         # What was told no joules is nobody's: others must not pay for it.
         active_j -= min(active_j, measured * self._unsaid_s)
         self._unsaid_s = 0.0
@@ -180,8 +185,14 @@ class EnergyAccount:
             return window.joules * max(0.0, 1.0 - window.work_s / window.seconds)
         return min(window.joules, self.idle_watts * window.seconds)
 
+    def _measured(self) -> float:
+        """Watts of the latest windows' work, nearer to what was declared the less work there was; 0: there was none."""
+        if not self._work_s:
+            return 0.0
+        return (self._active_j + self._declared_s * (self._declared or 0.0)) / (self._work_s + self._declared_s)
+
     def _corrected(self, measured: float) -> float:
         """The rate at which what is owed is said in the next few windows."""
         running_j = measured * max(0.0, self._done_s - self._told_s)
-        rate = measured + (self.carried_j - running_j) / self._work_s
+        rate = measured + (self.carried_j - running_j) / (self._work_s + self._declared_s)
         return min(_MOST_CORRECTION * measured, max(measured / _MOST_CORRECTION, rate))

@@ -107,6 +107,28 @@ def test_nothing_is_said_before_something_was_measured_unless_it_is_declared() -
     assert EnergyAccount(declared_watts=6.0).take(0.5) == 3.0
 
 
+@pytest.mark.parametrize("noise_j", [-0.023, 0.0, 0.05])
+def test_a_few_milliseconds_of_work_are_told_about_what_was_declared(noise_j: float) -> None:
+    """What a process does while it is idle varies by more than such a request takes."""
+    account, work_s, idle_j = EnergyAccount(declared_watts=6.0), 0.0039, 0.05
+    for _ in range(10):
+        account.close(Window(seconds=1.0, joules=idle_j, work_s=0.0, is_idle=True))
+    account.take(work_s)
+    account.close(Window(seconds=1.0, joules=idle_j + 6.0 * work_s + noise_j, work_s=work_s))
+    told_j = account.take(work_s)
+    assert told_j is not None
+    assert 0.5 <= told_j / (6.0 * work_s) <= 2.0
+
+
+def test_what_was_declared_gives_way_to_what_is_measured() -> None:
+    account = EnergyAccount(declared_watts=6.0)
+    for _ in range(20):
+        account.take(0.5)
+        account.close(Window(seconds=1.0, joules=10.0, work_s=0.5))
+    assert account.carried_j == pytest.approx(0.0, abs=0.5)
+    assert account.take(1.0) == pytest.approx(10.0, rel=0.05), "half of each window is idle at the same power"
+
+
 def test_work_that_was_told_nothing_is_not_put_on_others() -> None:
     account = EnergyAccount()
     for _ in range(5):
