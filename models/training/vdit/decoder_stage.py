@@ -4,14 +4,16 @@
 
 The small decoder begins with those layers of the present one that fit, and learns to draw the rendered clips from
 latents drawn as the present one had them. It is taught by the clips and not by the present decoder: they are what that
-one was taught with, and cost nothing. The folder's vae.safetensors and vae.json are replaced once it has learnt;
-decoder_log.jsonl is its log.
+one was taught with, and cost nothing. The folder's vae.safetensors and vae.json are replaced once it has learnt; until
+then they are kept in the folder ``decoder`` below it, from where an interrupted run goes on. decoder_log.jsonl is the
+log.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import shutil
 import time
 
 import torch
@@ -40,7 +42,9 @@ def train(args: argparse.Namespace) -> None:
     """Train for ``minutes``."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    vae = with_decoder_of(load_vae(args.out))
+    part = args.out / "decoder"
+    part.mkdir(exist_ok=True)
+    vae = with_decoder_of(load_vae(part if (part / "vae.safetensors").exists() else args.out))
     optimizers, average = Optimizers(vae, args.lr), copy.deepcopy(vae).requires_grad_(False)
     clips = iter(DataLoader(Crops(1, FRAMES, SIZE, args.seed), batch_size=None, num_workers=1))
     held_out = next(iter(Crops(8, FRAMES, SIZE, 999, held_out=True)))
@@ -56,8 +60,10 @@ def train(args: argparse.Namespace) -> None:
             recent.clear()
         if step % 500 == 0:
             log.write(step=step, psnr=psnr(average, held_out))
+            save(average, part)
     log.write(step=step, psnr=psnr(average, held_out), **judged(average, args.out / "judge"))
     save(average, args.out)
+    shutil.rmtree(part)
 
 
 def with_decoder_of(vae: CausalVae) -> CausalVae:

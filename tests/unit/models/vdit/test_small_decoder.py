@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from models.families.vdit.causal_vae import CausalVae
 from models.families.vdit.loading import load_vae, save_network
 from models.families.vdit.vae_config import CausalVaeConfig
 from models.families.vdit.vae_memory import predicted_peak_bytes
-from models.training.vdit.decoder_stage import DECODING, take_over, take_step, with_decoder_of
+from models.training.vdit.decoder_stage import DECODING, take_over, take_step, train, with_decoder_of
+from models.training.vdit.latents_stage import load_vae as load_trained
 from models.training.vdit.nano import nano_vae, with_small_decoder
-from models.training.vdit.vae_stage import Optimizers
+from models.training.vdit.vae_stage import Optimizers, save
 
 
 def _large() -> CausalVae:
@@ -92,3 +94,18 @@ def test_only_the_decoder_learns() -> None:
     changed = {name for name, tensor in small.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed
     assert all(name.startswith(DECODING) for name in changed)
+
+
+def test_an_interrupted_run_goes_on_from_what_it_kept(tmp_path: Path) -> None:
+    large = _large()
+    kept = with_decoder_of(large)
+    with torch.no_grad():
+        kept.decoder.conv_in.conv.weight.fill_(0.5)
+    save(large, tmp_path)
+    (tmp_path / "decoder").mkdir()
+    save(kept, tmp_path / "decoder")
+    train(argparse.Namespace(out=tmp_path, minutes=1e-9, lr=1e-3, threads=1, seed=5))
+    ended = load_trained(tmp_path)
+    assert ended.config == kept.config
+    assert bool((ended.decoder.conv_in.conv.weight == 0.5).all())
+    assert not (tmp_path / "decoder").exists()
