@@ -61,13 +61,16 @@ def write_card(checkpoint: Path, count: int) -> None:
         answers += answer(model, tokenizer, held_out(task, count))
         print(task, {key: round(value, 3) for key, value in summarise(answers)[task].items()}, flush=True)
     summary = summarise(answers)
-    (checkpoint / "evaluation.json").write_text(json.dumps({"seed": SEED, "tasks": summary}, indent=1) + "\n")
     log = _read(checkpoint / LOG_FILE)
+    hours = round(_total_seconds(log) / 3600, 2)
+    evaluation = {"seed": SEED, "smallest_text": SMALLEST_TEXT, "hours": hours, "tasks": summary}
+    evaluation["earlier"] = earlier_evaluations(checkpoint / "evaluation.json", hours)
+    (checkpoint / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
     plot_curves(log, checkpoint / "curves.png")
     draw_answers([one for one in answers if one.is_right], checkpoint / "answers.png")
     draw_answers([one for one in answers if not one.is_right], checkpoint / "failures.png")
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    (checkpoint / "README.md").write_text(_card(summary, log, num_parameters), encoding="utf-8")
+    (checkpoint / "README.md").write_text(_card(evaluation, log, num_parameters), encoding="utf-8")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -116,20 +119,27 @@ def _running_steps(log: Sequence[Mapping[str, Any]]) -> list[int]:
     return steps
 
 
-def at_ten_times(log: Sequence[Mapping[str, Any]], task: str) -> float | None:
-    """Share right after ten times as many steps, if the error goes on falling as a power of the steps; None: no curve.
+def earlier_evaluations(path: Path, hours: float) -> list[dict[str, Any]]:
+    """Those that ``path`` holds of weights with less training on the same kind of pictures, oldest first."""
+    if not path.exists():
+        return []
+    last = json.loads(path.read_text(encoding="utf-8"))
+    found = [*last.pop("earlier", []), last]
+    return [one for one in found if one.get("smallest_text") == SMALLEST_TEXT and one["hours"] < hours]
 
-    Fitted to the last two thirds of what was measured; an error that rises is taken as it is on average.
+
+def at_ten_times(evaluations: Sequence[Mapping[str, Any]], task: str) -> float | None:
+    """Share right after ten times the hours, if the error goes on falling as a power of them.
+
+    None: it does not fall, or was evaluated once.
     """
-    steps = _running_steps(log)
-    points = [(step, 1 - one[f"exact_{task}"]) for step, one in zip(steps, log, strict=True) if f"exact_{task}" in one]
-    points = [(step, wrong) for step, wrong in points[len(points) // 3 :] if 0 < wrong < 1]
-    if len(points) < 4:
+    points = [(one["hours"], 1 - one["tasks"][task]["right"]) for one in evaluations if task in one["tasks"]]
+    if len(points) < 2 or not all(0 < wrong < 1 for _, wrong in points):
         return None
-    log_steps, log_wrong = np.log(np.asarray(points, float)).T
-    slope, height = np.polyfit(log_steps, log_wrong, 1)
-    at = height + slope * np.log(10 * steps[-1]) if slope < 0 else log_wrong.mean()
-    return float(1 - np.exp(at))
+    log_hours, log_wrong = np.log(np.asarray(points, float)).T
+    slope, height = np.polyfit(log_hours, log_wrong, 1)
+    at = height + slope * np.log(10 * points[-1][0])
+    return float(1 - np.exp(at)) if slope < 0 else None
 
 
 def draw_answers(answers: Sequence[Answered], path: Path, most: int = 16) -> None:
@@ -195,12 +205,14 @@ def _label_font() -> Any:
 
 
 def _card(
-    summary: Mapping[str, Mapping[str, float]],
+    evaluation: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]],
     num_parameters: int,
 ) -> str:
-    rows = "\n".join(_row(task, values, at_ten_times(log, task)) for task, values in summary.items())
-    hours = _total_seconds(log) / 3600
+    evaluations = [*evaluation["earlier"], evaluation]
+    rows = "\n".join(_row(task, one, at_ten_times(evaluations, task)) for task, one in evaluation["tasks"].items())
+    hours = evaluation["hours"]
+    evaluated_at = " and ".join(f"{one['hours']:.1f}" for one in evaluations)
     fonts = ", ".join(family.name for family in (*HELD_OUT_LATIN, *HELD_OUT_CHINESE))
     return f"""# texthawk2-nano
 
@@ -225,12 +237,13 @@ Pictures in fonts, words and layouts that training never uses (held-out fonts: {
 whole answer, to the character; for the three *ground* tasks an overlap (IoU) of at least 0.5. *similarity*: share of
 characters in common, which says more of long answers.
 
-| task | pictures | right | of one tile | of several tiles | similarity | aim | at ten times the steps |
+| task | pictures | right | of one tile | of several tiles | similarity | aim | at ten times the training |
 |---|---:|---:|---:|---:|---:|---:|---:|
 {rows}
 
-*at ten times the steps*: where the curve of the last two thirds of the training leads if its error goes on falling as a
-power of the steps. It is drawn from small held-out sets, and says no more than which aims more of the same can reach.
+*at ten times the training*: where the error leads if it goes on falling as a power of the hours, as it did between the
+weights of {evaluated_at} hours, all asked the same; none: it did not fall, or was asked once. It says no more than which
+aims more of the same could reach.
 
 ## What limits it
 

@@ -1,33 +1,47 @@
-"""What the model card says of the training's curves."""
+"""Where the reader's card sees its curves lead."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from models.training.texthawk2.card import at_ten_times
+from models.training.texthawk2.card import at_ten_times, earlier_evaluations
+from models.training.texthawk2.synth.scene import SMALLEST_TEXT
 
 
-def _log(wrong_at: dict[int, float]) -> list[dict[str, float]]:
-    return [{"step": step, "exact_word": 1 - wrong} for step, wrong in wrong_at.items()]
+def _evaluated(hours: float, wrong: float, **fields: Any) -> dict[str, Any]:
+    return {"smallest_text": SMALLEST_TEXT, "hours": hours, "tasks": {"word": {"right": 1 - wrong}}} | fields
 
 
-def test_an_error_that_falls_as_a_power_of_the_steps_is_drawn_out_to_ten_times_as_many() -> None:
-    log = _log({step: 40.0 / step**0.5 for step in range(2000, 10_001, 100)})
-    assert at_ten_times(log, "word") == pytest.approx(1 - 40.0 / 100_000**0.5)
+def test_an_error_that_falls_as_a_power_of_the_hours_is_drawn_out_to_ten_times_as_many() -> None:
+    found = at_ten_times([_evaluated(hours, 0.6 / hours**0.5) for hours in (2.0, 3.0, 7.0)], "word")
+    assert found == pytest.approx(1 - 0.6 / 70**0.5)
 
 
-def test_an_error_that_rises_is_not_drawn_out() -> None:
-    log = _log({step: 0.2 + step / 1e6 for step in range(2000, 10_001, 100)})
-    assert at_ten_times(log, "word") == pytest.approx(0.793, abs=0.002)
+@pytest.mark.parametrize(
+    "evaluations",
+    [
+        [],
+        [_evaluated(2.0, 0.5)],
+        [_evaluated(2.0, 0.5), _evaluated(3.0, 0.6)],
+        [_evaluated(2.0, 0.5), {**_evaluated(3.0, 0.4), "tasks": {}}],
+    ],
+    ids=["never", "once", "it rises", "asked once"],
+)
+def test_without_a_curve_that_falls_nothing_is_said(evaluations: list[dict[str, Any]]) -> None:
+    assert at_ten_times(evaluations, "word") is None
 
 
-@pytest.mark.parametrize("log", [[], _log({100: 0.5, 200: 0.4}), [{"step": 100, "loss": 1.0}]])
-def test_without_a_curve_nothing_is_said(log: list[dict[str, float]]) -> None:
-    assert at_ten_times(log, "word") is None
-
-
-def test_steps_of_earlier_runs_count() -> None:
-    """The first run's first third is not looked at; its steps are."""
-    first = _log(dict.fromkeys(range(100, 5001, 100), 0.9))
-    second = _log({step: 40.0 / (5000 + step) ** 0.5 for step in range(100, 10_001, 100)})
-    assert at_ten_times([*first, *second], "word") == pytest.approx(1 - 40.0 / 150_000**0.5)
+def test_evaluations_of_less_training_on_the_same_pictures_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    assert earlier_evaluations(path, 9.0) == []
+    oldest, other = _evaluated(2.0, 0.5), _evaluated(3.0, 0.5, smallest_text=SMALLEST_TEXT / 2)
+    last = _evaluated(5.0, 0.3)
+    path.write_text(json.dumps({**last, "earlier": [oldest, other]}))
+    assert earlier_evaluations(path, 9.0) == [oldest, last]
+    assert earlier_evaluations(path, 5.0) == [oldest], "the same weights are evaluated again"
+    path.write_text('{"seed": 1, "tasks": {}}')
+    assert earlier_evaluations(path, 9.0) == [], "a file of before"
