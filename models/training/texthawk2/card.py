@@ -242,7 +242,7 @@ characters in common, which says more of long answers.
 {rows}
 
 *at ten times the training*: where the error leads if it goes on falling as a power of the hours, as it did between the
-weights of {evaluated_at} hours, all asked the same; none: it did not fall, or was asked once. It says no more than which
+weights of {evaluated_at} hours, asked the same; none: it did not fall, or was asked once. It says no more than which
 aims more of the same could reach.
 
 ## What limits it
