@@ -56,8 +56,9 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         """The same with its tensors there."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: one.to(device) if isinstance(one, Tensor) else one for name, one in values.items()})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {name: one.to(device) for name, one in values.items() if isinstance(one, Tensor)}
+        return Batch(**values)
 
 
 class Encoder:

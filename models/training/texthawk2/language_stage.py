@@ -130,7 +130,9 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     continue_log(args.source or args.vision, args.out)
     tokenizer = build_nano_tokenizer(CHINESE)
-    model, heads = (part.to(args.device) for part in build_parts(args, tokenizer))
+    model, heads = build_parts(args, tokenizer)
+    model.to(args.device)
+    heads.to(args.device)
     encoder = Encoder(tokenizer, model.config.max_tiles, model.config.max_tiles_side)
     pad_id = model.config.text_config.pad_token_id
     weights = dict(args.tasks) if args.tasks else None
